@@ -1,0 +1,2 @@
+//! cloudhub.
+fn main() {}

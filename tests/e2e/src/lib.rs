@@ -1,1 +1,1 @@
-//! e2e.
+//! End-to-end tests live in `tests/`; this crate has no code of its own.

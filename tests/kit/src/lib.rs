@@ -1,1 +1,29 @@
-//! kit.
+//! The harness of the end-to-end tests: real parts in namespaces of their own.
+//!
+//! * [`Site`] is one test's world: a folder, a hub namespace and edge namespaces joined by veth pairs on which only the
+//!   declared ports pass.
+//! * [`plane::ControlPlane`] runs etcd, kube-apiserver, kube-controller-manager and kube-scheduler in the hub namespace.
+//! * [`hub::Hub`] runs our cloudhub there, above that control plane or above its own embedded API.
+//! * [`edge::Edge`] is one machine: mount and network namespace, containerd, edgecore; it can be reset.
+//!
+//! Everything is killed by id when its owner is dropped; what a crashed test left is swept by the next one (see [`sweep`]).
+
+pub mod edge;
+pub mod hub;
+pub mod kubectl;
+pub mod paths;
+pub mod pki;
+pub mod plane;
+pub mod process;
+pub mod site;
+pub mod sweep;
+mod sys;
+pub mod wait;
+pub mod yaml;
+
+pub use edge::Edge;
+pub use hub::{Above, Hub};
+pub use kubectl::Kubectl;
+pub use plane::ControlPlane;
+pub use site::Site;
+pub use wait::wait_for;

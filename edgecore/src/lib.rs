@@ -1,0 +1,4 @@
+//! edgecore: the node agent. One process a robot: it keeps what the hub sent in a durable store and makes containerd run it, with or without
+//! a network.
+//!
+//! `main.rs` parses and starts, `app` wires; each module below owns one thing and hands out handles.

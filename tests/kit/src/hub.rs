@@ -1,1 +1,201 @@
-//! hub
+//! Our cloudhub in the hub's namespace: above the real control plane, or with its embedded API.
+
+use std::fs;
+use std::path::PathBuf;
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+
+use crate::kubectl::Kubectl;
+use crate::paths;
+use crate::plane::ControlPlane;
+use crate::process::{Daemon, run};
+use crate::site::{API_PORT, HUB, JOIN_PORT, Site};
+use crate::wait::{State, wait_for};
+
+/// The hub answers within a second or two on an idle machine.
+const START: Duration = Duration::from_secs(60);
+
+/// What is above the hub.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Above {
+    /// An unmodified kube-apiserver.
+    Cluster,
+    /// The hub's own API.
+    Embedded,
+}
+
+/// A hub with what is above it.
+#[derive(Debug)]
+pub struct Hub<'a> {
+    site: &'a Site,
+    dir: PathBuf,
+    kubeconfig: PathBuf,
+    embedded: bool,
+    daemon: Option<Daemon>,
+    /// The real control plane, when there is one.
+    pub plane: Option<ControlPlane>,
+    /// kubectl as the admin.
+    pub kubectl: Kubectl,
+}
+
+impl<'a> Hub<'a> {
+    /// Starts a hub with what is above it.
+    ///
+    /// # Errors
+    /// When a part does not come up.
+    pub fn start(site: &'a Site, above: Above) -> Result<Self> {
+        match above {
+            Above::Cluster => Self::above(site, ControlPlane::start(site, &crate::plane::Options::default())?),
+            Above::Embedded => Self::embedded(site),
+        }
+    }
+
+    /// A hub above `plane`, with exactly the rights of `installer/deploy/`, and the CA that the API server trusts.
+    ///
+    /// # Errors
+    /// When the role or the hub is refused.
+    pub fn above(site: &'a Site, plane: ControlPlane) -> Result<Self> {
+        let deploy = paths::repository().join("installer/deploy");
+        plane
+            .kubectl
+            .run(&["apply", "-f", &deploy.join("rbac.yaml").display().to_string()])?;
+        let kubeconfig = plane.kubeconfig_for("kedge:cloudhub", &[])?;
+        let secret = serde_json::json!({
+            "apiVersion": "v1", "kind": "Secret", "metadata": {"name": "ca-serving", "namespace": "kedge-system"}, "type": "kubernetes.io/tls",
+            "data": {"tls.crt": STANDARD.encode(&plane.serving.certificate), "tls.key": STANDARD.encode(&plane.serving.key)},
+        });
+        plane.kubectl.apply(&secret.to_string())?;
+        let kubectl = plane.kubectl.clone();
+        let mut hub = Self {
+            site,
+            dir: site.dir().join("hub"),
+            kubeconfig,
+            embedded: false,
+            daemon: None,
+            plane: Some(plane),
+            kubectl,
+        };
+        fs::create_dir_all(&hub.dir)?;
+        hub.restart()?;
+        Ok(hub)
+    }
+
+    /// A hub with its own API.
+    ///
+    /// # Errors
+    /// When it does not come up.
+    pub fn embedded(site: &'a Site) -> Result<Self> {
+        let dir = site.dir().join("hub");
+        fs::create_dir_all(&dir)?;
+        let kubeconfig = dir.join("data/admin.kubeconfig");
+        let kubectl = Kubectl::new(site, &kubeconfig);
+        let mut hub = Self {
+            site,
+            dir,
+            kubeconfig,
+            embedded: true,
+            daemon: None,
+            plane: None,
+            kubectl,
+        };
+        hub.restart()?;
+        Ok(hub)
+    }
+
+    fn command(&self) -> Command {
+        let mut command = self.site.command("hub", &paths::ours("cloudhub"));
+        let listen = format!("0.0.0.0:{JOIN_PORT}");
+        command.args(["--join-listen", &listen, "--tunnel-listen", &listen, "--advertise", HUB]);
+        command.arg("--admin-socket").arg(self.dir.join("cloudhub.sock"));
+        if self.embedded {
+            command
+                .args(["--embedded", "--listen", &format!("0.0.0.0:{API_PORT}"), "--data"])
+                .arg(self.dir.join("data"));
+        } else {
+            command.arg("--kubeconfig").arg(&self.kubeconfig);
+        }
+        command.env("RUST_LOG", "info").env("RUST_BACKTRACE", "1");
+        command
+    }
+
+    /// Starts the hub (again) and waits until it is ready.
+    ///
+    /// # Errors
+    /// When it does not; the text holds the end of its log.
+    pub fn restart(&mut self) -> Result<()> {
+        self.daemon = None;
+        let daemon = Daemon::spawn("cloudhub", &mut self.command(), &self.dir.join("cloudhub.log"))?;
+        self.daemon = Some(daemon);
+        let socket = self.dir.join("cloudhub.sock");
+        wait_for("cloudhub is ready", START, || {
+            let answer = Command::new("curl")
+                .args(["-sf", "--max-time", "2", "--unix-socket"])
+                .arg(&socket)
+                .arg("http://hub/readyz")
+                .output();
+            match answer {
+                Ok(answer) if answer.status.success() => State::Done(()),
+                Ok(_) => State::Not(self.tail()),
+                Err(error) => State::Not(error.to_string()),
+            }
+        })?;
+        Ok(())
+    }
+
+    /// kill -9.
+    pub fn kill(&mut self) {
+        self.daemon = None;
+    }
+
+    /// A clean stop.
+    ///
+    /// # Errors
+    /// When it does not end in time.
+    pub fn stop(&mut self) -> Result<()> {
+        match self.daemon.take() {
+            Some(mut daemon) => daemon.terminate(Duration::from_secs(20)),
+            None => Ok(()),
+        }
+    }
+
+    /// The hub's process id.
+    #[must_use]
+    pub fn pid(&self) -> Option<u32> {
+        self.daemon.as_ref().map(Daemon::pid)
+    }
+
+    /// The `kedge` command with the hub's administrator's kubeconfig.
+    #[must_use]
+    pub fn kedge(&self, args: &[&str]) -> Command {
+        let mut command = self.site.command("hub", &paths::ours("kedge"));
+        let kubeconfig = self.plane.as_ref().map_or(&self.kubeconfig, |plane| &plane.kubeconfig);
+        command.args(args).arg("--kubeconfig").arg(kubeconfig);
+        command
+    }
+
+    /// A join token for `node` and the CA hash to join with.
+    ///
+    /// # Errors
+    /// When `kedge token create` fails or prints something else than a join command.
+    pub fn token(&self, node: &str) -> Result<(String, String)> {
+        let printed = run(&mut self.kedge(&["token", "create", node]))?;
+        let value = |flag: &str| {
+            let mut words = printed.split_whitespace();
+            words.find(|w| *w == flag)?;
+            words.next().map(str::to_owned)
+        };
+        let token = value("--token").with_context(|| format!("--token in: {printed}"))?;
+        let hash = value("--ca-hash").with_context(|| format!("--ca-hash in: {printed}"))?;
+        Ok((token, hash))
+    }
+
+    /// The end of the hub's log.
+    #[must_use]
+    pub fn tail(&self) -> String {
+        self.daemon.as_ref().map(Daemon::tail).unwrap_or_default()
+    }
+}

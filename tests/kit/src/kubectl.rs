@@ -24,15 +24,25 @@ impl Kubectl {
     /// kubectl for `kubeconfig` in the hub's namespace of `site`.
     #[must_use]
     pub fn new(site: &Site, kubeconfig: &Path) -> Self {
-        Self { namespace: site.namespace("hub"), kubeconfig: kubeconfig.to_owned(), home: site.dir().join("home") }
+        Self {
+            namespace: site.namespace("hub"),
+            kubeconfig: kubeconfig.to_owned(),
+            home: site.dir().join("home"),
+        }
     }
 
     /// The command with `args`, not yet started.
     #[must_use]
     pub fn command(&self, args: &[&str]) -> Command {
         let mut command = Command::new("nsenter");
-        command.arg(format!("--net=/run/netns/{}", self.namespace)).arg(paths::kube("kubectl"));
-        command.arg("--kubeconfig").arg(&self.kubeconfig).args(args).env("HOME", &self.home);
+        command
+            .arg(format!("--net=/run/netns/{}", self.namespace))
+            .arg(paths::kube("kubectl"));
+        command
+            .arg("--kubeconfig")
+            .arg(&self.kubeconfig)
+            .args(args)
+            .env("HOME", &self.home);
         command
     }
 
@@ -41,7 +51,10 @@ impl Kubectl {
     /// # Errors
     /// When it cannot start.
     pub fn output(&self, args: &[&str]) -> Result<Output> {
-        self.command(args).stdin(Stdio::null()).output().context("start kubectl")
+        self.command(args)
+            .stdin(Stdio::null())
+            .output()
+            .context("start kubectl")
     }
 
     /// Runs it and returns what it printed.
@@ -51,7 +64,11 @@ impl Kubectl {
     pub fn run(&self, args: &[&str]) -> Result<String> {
         let output = self.output(args)?;
         if !output.status.success() {
-            bail!("kubectl {args:?}: {}{}", String::from_utf8_lossy(&output.stderr), String::from_utf8_lossy(&output.stdout));
+            bail!(
+                "kubectl {args:?}: {}{}",
+                String::from_utf8_lossy(&output.stderr),
+                String::from_utf8_lossy(&output.stdout)
+            );
         }
         Ok(String::from_utf8_lossy(&output.stdout).into_owned())
     }
@@ -62,8 +79,16 @@ impl Kubectl {
     /// When it fails: the text is its standard error.
     pub fn run_with(&self, args: &[&str], input: &str) -> Result<String> {
         let mut command = self.command(args);
-        let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
-        child.stdin.take().context("stdin is piped")?.write_all(input.as_bytes())?;
+        let mut child = command
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()?;
+        child
+            .stdin
+            .take()
+            .context("stdin is piped")?
+            .write_all(input.as_bytes())?;
         let output = child.wait_with_output()?;
         if !output.status.success() {
             bail!("kubectl {args:?}: {}", String::from_utf8_lossy(&output.stderr));
@@ -141,5 +166,8 @@ pub fn is_true(object: &Value, kind: &str) -> bool {
 /// `object`'s status condition `kind`.
 #[must_use]
 pub fn condition<'a>(object: &'a Value, kind: &str) -> Option<&'a Value> {
-    object["status"]["conditions"].as_array()?.iter().find(|c| c["type"] == kind)
+    object["status"]["conditions"]
+        .as_array()?
+        .iter()
+        .find(|c| c["type"] == kind)
 }

@@ -19,7 +19,10 @@ pub mod site;
 pub mod sweep;
 mod sys;
 pub mod wait;
+pub mod yaml;
 
+pub use edge::Edge;
+pub use hub::{Above, Hub};
 pub use kubectl::Kubectl;
 pub use plane::ControlPlane;
 pub use site::Site;

@@ -7,7 +7,8 @@ use anyhow::Result;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use rcgen::{
-    BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose, SanType,
+    BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose,
+    SanType,
 };
 
 /// A certificate authority in memory.
@@ -29,11 +30,19 @@ impl Authority {
         let mut params = CertificateParams::new(Vec::new())?;
         params.distinguished_name.push(DnType::CommonName, name);
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::DigitalSignature, KeyUsagePurpose::CrlSign];
+        params.key_usages = vec![
+            KeyUsagePurpose::KeyCertSign,
+            KeyUsagePurpose::DigitalSignature,
+            KeyUsagePurpose::CrlSign,
+        ];
         let pair = KeyPair::generate()?;
         let certificate = params.self_signed(&pair)?.pem();
         let key = pair.serialize_pem();
-        Ok(Self { issuer: Issuer::new(params, pair), certificate, key })
+        Ok(Self {
+            issuer: Issuer::new(params, pair),
+            certificate,
+            key,
+        })
     }
 
     /// Issues a client certificate for user `name` of `groups`: (chain, key), PEM.
@@ -56,7 +65,9 @@ impl Authority {
     /// When a name is not valid or the key cannot be made.
     pub fn server(&self, names: &[&str], addresses: &[&str]) -> Result<(String, String)> {
         let mut params = CertificateParams::new(names.iter().map(|n| (*n).to_owned()).collect::<Vec<_>>())?;
-        params.distinguished_name.push(DnType::CommonName, names.first().copied().unwrap_or("server"));
+        params
+            .distinguished_name
+            .push(DnType::CommonName, names.first().copied().unwrap_or("server"));
         for address in addresses {
             params.subject_alt_names.push(SanType::IpAddress(address.parse()?));
         }
@@ -85,7 +96,13 @@ pub fn write_pair(dir: &Path, name: &str, (certificate, key): &(String, String))
 ///
 /// # Errors
 /// When the file cannot be written.
-pub fn write_kubeconfig(dir: &Path, name: &str, server: &str, ca: &str, (certificate, key): &(String, String)) -> Result<PathBuf> {
+pub fn write_kubeconfig(
+    dir: &Path,
+    name: &str,
+    server: &str,
+    ca: &str,
+    (certificate, key): &(String, String),
+) -> Result<PathBuf> {
     let path = dir.join(format!("{name}.kubeconfig"));
     let b64 = |text: &str| STANDARD.encode(text);
     fs::write(

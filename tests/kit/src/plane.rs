@@ -29,7 +29,10 @@ pub struct Options {
 
 impl Default for Options {
     fn default() -> Self {
-        Self { grace_seconds: 50, toleration_seconds: 300 }
+        Self {
+            grace_seconds: 50,
+            toleration_seconds: 300,
+        }
     }
 }
 
@@ -59,20 +62,42 @@ impl ControlPlane {
         let (client_ca, serving) = (Authority::new("kubernetes-ca")?, Authority::new("kedge-serving-ca")?);
         Self::write_pki(&dir, &client_ca, &serving)?;
         let url = "https://127.0.0.1:6443";
-        let kubeconfig = write_kubeconfig(&dir, "admin", url, &client_ca.certificate, &client_ca.client("admin", &["system:masters"])?)?;
+        let kubeconfig = write_kubeconfig(
+            &dir,
+            "admin",
+            url,
+            &client_ca.certificate,
+            &client_ca.client("admin", &["system:masters"])?,
+        )?;
         for user in ["kube-controller-manager", "kube-scheduler"] {
-            write_kubeconfig(&dir, user, url, &client_ca.certificate, &client_ca.client(&format!("system:{user}"), &[])?)?;
+            write_kubeconfig(
+                &dir,
+                user,
+                url,
+                &client_ca.certificate,
+                &client_ca.client(&format!("system:{user}"), &[])?,
+            )?;
         }
         let etcd = start(site, &dir, "etcd", &etcd_args(&dir))?;
         let api = start(site, &dir, "kube-apiserver", &api_args(&dir, options))?;
         let kubectl = Kubectl::new(site, &kubeconfig);
-        wait_for("kube-apiserver is ready", START, || match kubectl.run(&["get", "--raw", "/readyz"]) {
-            Ok(_) => State::Done(()),
-            Err(error) => State::Not(format!("{error}\n{}", api.tail())),
+        wait_for("kube-apiserver is ready", START, || {
+            match kubectl.run(&["get", "--raw", "/readyz"]) {
+                Ok(_) => State::Done(()),
+                Err(error) => State::Not(format!("{error}\n{}", api.tail())),
+            }
         })?;
         let controllers = start(site, &dir, "kube-controller-manager", &controller_args(&dir, options))?;
         let scheduler = start(site, &dir, "kube-scheduler", &scheduler_args(&dir))?;
-        let plane = Self { dir, serving, client_ca, api, _others: vec![etcd, controllers, scheduler], kubectl, kubeconfig };
+        let plane = Self {
+            dir,
+            serving,
+            client_ca,
+            api,
+            _others: vec![etcd, controllers, scheduler],
+            kubectl,
+            kubeconfig,
+        };
         plane.wait_default_account()?;
         Ok(plane)
     }
@@ -80,9 +105,22 @@ impl ControlPlane {
     fn write_pki(dir: &Path, client_ca: &Authority, serving: &Authority) -> Result<()> {
         fs::write(dir.join("ca.crt"), &client_ca.certificate)?;
         fs::write(dir.join("kubelet-ca.crt"), &serving.certificate)?;
-        let names = ["kubernetes", "kubernetes.default", "kubernetes.default.svc", "localhost"];
-        write_pair(dir, "apiserver", &client_ca.server(&names, &["127.0.0.1", "10.96.0.1", HUB])?)?;
-        write_pair(dir, "kubelet-client", &client_ca.client("kube-apiserver-kubelet-client", &["system:masters"])?)?;
+        let names = [
+            "kubernetes",
+            "kubernetes.default",
+            "kubernetes.default.svc",
+            "localhost",
+        ];
+        write_pair(
+            dir,
+            "apiserver",
+            &client_ca.server(&names, &["127.0.0.1", "10.96.0.1", HUB])?,
+        )?;
+        write_pair(
+            dir,
+            "kubelet-client",
+            &client_ca.client("kube-apiserver-kubelet-client", &["system:masters"])?,
+        )?;
         let accounts = rcgen::KeyPair::generate()?;
         fs::write(dir.join("sa.key"), accounts.serialize_pem())?;
         fs::write(dir.join("sa.pub"), accounts.public_key_pem())?;
@@ -90,10 +128,12 @@ impl ControlPlane {
     }
 
     fn wait_default_account(&self) -> Result<()> {
-        wait_for("the default ServiceAccount is made", START, || match self.kubectl.get(&["serviceaccount", "default"]) {
-            Ok(Some(_)) => State::Done(()),
-            Ok(None) => State::Not("not yet".into()),
-            Err(error) => State::Not(error.to_string()),
+        wait_for("the default ServiceAccount is made", START, || {
+            match self.kubectl.get(&["serviceaccount", "default"]) {
+                Ok(Some(_)) => State::Done(()),
+                Ok(None) => State::Not("not yet".into()),
+                Err(error) => State::Not(error.to_string()),
+            }
         })?;
         Ok(())
     }
@@ -104,7 +144,13 @@ impl ControlPlane {
     /// When it cannot be written.
     pub fn kubeconfig_for(&self, name: &str, groups: &[&str]) -> Result<PathBuf> {
         let pair = self.client_ca.client(name, groups)?;
-        write_kubeconfig(&self.dir, name, "https://127.0.0.1:6443", &self.client_ca.certificate, &pair)
+        write_kubeconfig(
+            &self.dir,
+            name,
+            "https://127.0.0.1:6443",
+            &self.client_ca.certificate,
+            &pair,
+        )
     }
 
     /// The end of the API server's log.
@@ -150,7 +196,10 @@ fn api_args(dir: &Path, options: &Options) -> Vec<String> {
         format!("--service-account-key-file={}", at("sa.pub")),
         format!("--service-account-signing-key-file={}", at("sa.key")),
         format!("--default-not-ready-toleration-seconds={}", options.toleration_seconds),
-        format!("--default-unreachable-toleration-seconds={}", options.toleration_seconds),
+        format!(
+            "--default-unreachable-toleration-seconds={}",
+            options.toleration_seconds
+        ),
     ]
 }
 

@@ -27,10 +27,20 @@ impl Daemon {
     /// # Errors
     /// When the log cannot be opened or the program cannot be started.
     pub fn spawn(name: &str, command: &mut Command, log: &Path) -> Result<Self> {
-        let file = File::options().create(true).append(true).open(log).with_context(|| format!("open {}", log.display()))?;
+        let file = File::options()
+            .create(true)
+            .append(true)
+            .open(log)
+            .with_context(|| format!("open {}", log.display()))?;
         command.stdin(Stdio::null()).stdout(file.try_clone()?).stderr(file);
-        let child = sys::die_with_parent(command).spawn().with_context(|| format!("start {name}: {command:?}"))?;
-        Ok(Self { name: name.to_owned(), child, log: log.to_owned() })
+        let child = sys::die_with_parent(command)
+            .spawn()
+            .with_context(|| format!("start {name}: {command:?}"))?;
+        Ok(Self {
+            name: name.to_owned(),
+            child,
+            log: log.to_owned(),
+        })
     }
 
     /// The process id.
@@ -58,10 +68,12 @@ impl Daemon {
     pub fn terminate(&mut self, limit: Duration) -> Result<()> {
         self.signal(Signal::SIGTERM);
         let name = self.name.clone();
-        let (status, _) = wait_for(&format!("{name} ends after SIGTERM"), limit, || match self.child.try_wait() {
-            Ok(Some(status)) => State::Done(status),
-            Ok(None) => State::Not("still running".into()),
-            Err(error) => State::Not(error.to_string()),
+        let (status, _) = wait_for(&format!("{name} ends after SIGTERM"), limit, || {
+            match self.child.try_wait() {
+                Ok(Some(status)) => State::Done(status),
+                Ok(None) => State::Not("still running".into()),
+                Err(error) => State::Not(error.to_string()),
+            }
         })?;
         if !status.success() && status.signal() != Some(Signal::SIGTERM as i32) {
             bail!("{name} ended with {status} after SIGTERM: {}", self.tail());
@@ -80,7 +92,12 @@ impl Daemon {
         let text = fs::read_to_string(&self.log).unwrap_or_default();
         let lines: Vec<_> = text.lines().collect();
         let from = lines.len().saturating_sub(30);
-        format!("--- {} ({})\n{}", self.name, self.log.display(), lines[from..].join("\n"))
+        format!(
+            "--- {} ({})\n{}",
+            self.name,
+            self.log.display(),
+            lines[from..].join("\n")
+        )
     }
 
     /// The whole log.
@@ -101,9 +118,17 @@ impl Drop for Daemon {
 /// # Errors
 /// When it cannot start or fails: the text holds its standard error.
 pub fn run(command: &mut Command) -> Result<String> {
-    let output = command.stdin(Stdio::null()).output().with_context(|| format!("start {command:?}"))?;
+    let output = command
+        .stdin(Stdio::null())
+        .output()
+        .with_context(|| format!("start {command:?}"))?;
     if !output.status.success() {
-        bail!("{command:?}: {}: {}{}", output.status, String::from_utf8_lossy(&output.stderr), String::from_utf8_lossy(&output.stdout));
+        bail!(
+            "{command:?}: {}: {}{}",
+            output.status,
+            String::from_utf8_lossy(&output.stderr),
+            String::from_utf8_lossy(&output.stdout)
+        );
     }
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }

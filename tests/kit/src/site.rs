@@ -39,12 +39,24 @@ impl Site {
     /// When not root, or iproute2 or nft fail.
     pub fn new() -> Result<Self> {
         sweep::sweep();
-        let id = format!("{PREFIX}{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
+        let id = format!(
+            "{PREFIX}{}-{}",
+            std::process::id(),
+            NEXT.fetch_add(1, Ordering::Relaxed)
+        );
         let dir = PathBuf::from("/tmp").join(&id);
         fs::create_dir_all(&dir).context("make the site's folder")?;
         let site = Self { id, dir };
         site.add_namespace("hub")?;
-        run(Command::new("ip").args(["-n", &site.namespace("hub"), "addr", "add", &format!("{HUB}/32"), "dev", "lo"]))?;
+        run(Command::new("ip").args([
+            "-n",
+            &site.namespace("hub"),
+            "addr",
+            "add",
+            &format!("{HUB}/32"),
+            "dev",
+            "lo",
+        ]))?;
         Ok(site)
     }
 
@@ -70,7 +82,9 @@ impl Site {
     #[must_use]
     pub fn command(&self, role: &str, program: &Path) -> Command {
         let mut command = Command::new("nsenter");
-        command.arg(format!("--net=/run/netns/{}", self.namespace(role))).arg(program);
+        command
+            .arg(format!("--net=/run/netns/{}", self.namespace(role)))
+            .arg(program);
         command
     }
 
@@ -93,12 +107,30 @@ impl Site {
     pub fn wire(&self, role: &str, number: u8) -> Result<()> {
         let (hub, edge) = (self.namespace("hub"), self.namespace(role));
         let link = format!("e{number}");
-        run(Command::new("ip").args(["-n", &hub, "link", "add", &link, "type", "veth", "peer", "name", "eth0", "netns", &edge]))?;
+        run(Command::new("ip").args([
+            "-n", &hub, "link", "add", &link, "type", "veth", "peer", "name", "eth0", "netns", &edge,
+        ]))?;
         for (ns, dev, host) in [(&hub, link.as_str(), 1), (&edge, "eth0", 2)] {
-            run(Command::new("ip").args(["-n", ns, "addr", "add", &format!("10.99.{number}.{host}/24"), "dev", dev]))?;
+            run(Command::new("ip").args([
+                "-n",
+                ns,
+                "addr",
+                "add",
+                &format!("10.99.{number}.{host}/24"),
+                "dev",
+                dev,
+            ]))?;
             run(Command::new("ip").args(["-n", ns, "link", "set", dev, "up"]))?;
         }
-        run(Command::new("ip").args(["-n", &edge, "route", "add", "default", "via", &format!("10.99.{number}.1")]))?;
+        run(Command::new("ip").args([
+            "-n",
+            &edge,
+            "route",
+            "add",
+            "default",
+            "via",
+            &format!("10.99.{number}.1"),
+        ]))?;
         self.filter(&link)
     }
 
@@ -121,7 +153,14 @@ impl Site {
     /// When iproute2 fails.
     pub fn set_link(&self, number: u8, up: bool) -> Result<()> {
         let state = if up { "up" } else { "down" };
-        run(Command::new("ip").args(["-n", &self.namespace("hub"), "link", "set", &format!("e{number}"), state]))?;
+        run(Command::new("ip").args([
+            "-n",
+            &self.namespace("hub"),
+            "link",
+            "set",
+            &format!("e{number}"),
+            state,
+        ]))?;
         Ok(())
     }
 }

@@ -12,7 +12,9 @@ use crate::site::PREFIX;
 
 /// Removes the sites of tests whose process is gone.
 pub fn sweep() {
-    let Ok(entries) = fs::read_dir("/tmp") else { return };
+    let Ok(entries) = fs::read_dir("/tmp") else {
+        return;
+    };
     for entry in entries.flatten() {
         let name = entry.file_name().to_string_lossy().into_owned();
         if owner(&name).is_some_and(|pid| !Path::new(&format!("/proc/{pid}")).exists()) {
@@ -51,19 +53,31 @@ pub fn remove_site(site: &str, keep: Option<&Path>) {
 
 fn save_logs(dir: &Path, keep: &Path) {
     let _ = fs::create_dir_all(keep);
-    for folder in [dir.to_owned(), dir.join("hub"), dir.join("plane")].into_iter().chain(subfolders(dir)) {
+    for folder in [dir.to_owned(), dir.join("hub"), dir.join("plane")]
+        .into_iter()
+        .chain(subfolders(dir))
+    {
         for entry in fs::read_dir(&folder).into_iter().flatten().flatten() {
             let path = entry.path();
             if path.extension().is_some_and(|e| e == "log" || e == "yaml") {
                 let parent = folder.file_name().unwrap_or_default().to_string_lossy().into_owned();
-                let _ = fs::copy(&path, keep.join(format!("{parent}-{}", entry.file_name().to_string_lossy())));
+                let _ = fs::copy(
+                    &path,
+                    keep.join(format!("{parent}-{}", entry.file_name().to_string_lossy())),
+                );
             }
         }
     }
 }
 
 fn subfolders(dir: &Path) -> Vec<PathBuf> {
-    fs::read_dir(dir).into_iter().flatten().flatten().map(|e| e.path()).filter(|p| p.is_dir()).collect()
+    fs::read_dir(dir)
+        .into_iter()
+        .flatten()
+        .flatten()
+        .map(|e| e.path())
+        .filter(|p| p.is_dir())
+        .collect()
 }
 
 /// Kills every process whose command line, executable or cgroup belongs to the site; returns how many.
@@ -90,7 +104,12 @@ fn kill_users(site: &str, dir: &Path) -> usize {
 }
 
 pub(crate) fn pids() -> Vec<u32> {
-    fs::read_dir("/proc").into_iter().flatten().flatten().filter_map(|e| e.file_name().to_str()?.parse().ok()).collect()
+    fs::read_dir("/proc")
+        .into_iter()
+        .flatten()
+        .flatten()
+        .filter_map(|e| e.file_name().to_str()?.parse().ok())
+        .collect()
 }
 
 /// The site's cgroups in every hierarchy (v1, hybrid or v2).
@@ -114,7 +133,11 @@ pub(crate) fn remove_cgroup(cgroup: &Path) {
         remove_cgroup(&child);
     }
     for _ in 0..50 {
-        for pid in fs::read_to_string(cgroup.join("cgroup.procs")).unwrap_or_default().lines().filter_map(|l| l.parse().ok()) {
+        for pid in fs::read_to_string(cgroup.join("cgroup.procs"))
+            .unwrap_or_default()
+            .lines()
+            .filter_map(|l| l.parse().ok())
+        {
             let _ = signal::kill(Pid::from_raw(pid), Signal::SIGKILL);
         }
         if fs::remove_dir(cgroup).is_ok() || !cgroup.exists() {

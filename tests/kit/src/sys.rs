@@ -1,5 +1,8 @@
 //! The one place with `unsafe`: a child that dies with the thread that made it.
-#![expect(unsafe_code, reason = "pre_exec runs in the forked child; only prctl is called there")]
+#![expect(
+    unsafe_code,
+    reason = "pre_exec runs in the forked child; only prctl is called there"
+)]
 
 use std::os::unix::process::CommandExt;
 use std::process::Command;

@@ -1,1 +1,44 @@
-//! tunnel.
+//! The cable between hub and edge: QUIC connections, one per uplink, joined into sessions.
+//!
+//! What it offers (design.md, "The tunnel's contract"), with no quinn type in sight:
+//!
+//! - messages up to [`MAX_MESSAGE`] bytes, delivered zero or more times in any order; `relay` alone orders, dedups and repeats
+//! - byte streams ([`ByteStream`]), reliable and ordered, each direction half-closable
+//!
+//! Who owns what:
+//!
+//! - [`Hub`] owns the UDP socket, one task per connection and the table of live sessions (`hub`)
+//!   - [`attach`] decides what a newcomer's Attach does to the node's session (pure)
+//!   - [`Admission`] judges every certificate after every handshake
+//! - [`Edge`] owns the attempts to reach a hub: sockets bound to uplinks, back-off, epochs (`edge`)
+//! - [`Session`] is a cloneable handle: an outbox and an inbox with bounds, and the paths that drain and fill them
+//!   - [`path::PathTransport`] is the seam: QUIC today, TLS over TCP or multipath later (`quic` implements it)
+//!   - [`liveness`] notices a dead peer (pure)
+//!
+//! On failure: a path that dies is dropped and its messages in flight are lost (relay repeats them); when the last path is
+//! gone, the session ends with [`CloseReason::LinkLost`] and the edge starts the next one with a higher epoch.
+
+pub mod attach;
+pub mod backoff;
+mod edge;
+mod frame;
+mod hub;
+mod keys;
+pub mod liveness;
+pub mod path;
+mod queue;
+mod quic;
+mod session;
+pub mod tls;
+mod transport;
+mod types;
+
+pub use edge::{ConnectError, Edge, EdgeConfig, EpochSource, Uplink};
+pub use hub::{Hub, HubConfig, HubError};
+pub use keys::QuicKeys;
+pub use session::{ByteStream, Session};
+pub use tls::{ALPN, Admission, ClockFloor, PeerCertificate, SERVER_NAME, TRUST_DOMAIN};
+pub use types::{CloseReason, Closed, Limits, PeerInfo, Priority, SendError, Welcome};
+
+/// The largest message that [`Session::send`] takes, in bytes. `relay` fragments what is larger.
+pub const MAX_MESSAGE: usize = 64 * 1024;

@@ -1,0 +1,162 @@
+//! Session control frames: the first on each connection, on the stream that the edge opens first.
+//!
+//! Edge: [`Attach`]. Hub: [`WelcomeFrame`] or [`RefusedFrame`]; later [`Control::Challenge`], answered with the same nonce.
+//! A frame is its length (u16, big endian) and a protobuf message of at most [`MAX_FRAME`] bytes. Unknown fields are skipped, so
+//! that a newer end may say more.
+
+use prost::Message;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+
+/// Attach is under 300 bytes, Welcome under 1 KiB with ten addresses.
+pub(crate) const MAX_FRAME: usize = 4096;
+
+/// One frame.
+#[derive(Clone, PartialEq, Message)]
+pub(crate) struct Frame {
+    #[prost(oneof = "Control", tags = "1, 2, 3, 4, 5")]
+    pub(crate) control: Option<Control>,
+}
+
+/// What a frame says.
+#[derive(Clone, PartialEq, prost::Oneof)]
+pub(crate) enum Control {
+    #[prost(message, tag = "1")]
+    Attach(Attach),
+    #[prost(message, tag = "2")]
+    Welcome(WelcomeFrame),
+    #[prost(message, tag = "3")]
+    Refused(RefusedFrame),
+    #[prost(bytes = "vec", tag = "4")]
+    Challenge(Vec<u8>),
+    #[prost(bytes = "vec", tag = "5")]
+    ChallengeAnswer(Vec<u8>),
+}
+
+/// The edge names its session.
+#[derive(Clone, PartialEq, Message)]
+pub(crate) struct Attach {
+    #[prost(bytes = "vec", tag = "1")]
+    pub(crate) incarnation: Vec<u8>,
+    #[prost(uint64, tag = "2")]
+    pub(crate) epoch: u64,
+    #[prost(string, tag = "3")]
+    pub(crate) boot_id: String,
+    #[prost(string, tag = "4")]
+    pub(crate) uplink: String,
+    /// Socket address of the uplink as the edge sees it; empty = unknown.
+    #[prost(string, tag = "5")]
+    pub(crate) local_address: String,
+}
+
+/// The hub takes the session.
+#[derive(Clone, PartialEq, Message)]
+pub(crate) struct WelcomeFrame {
+    #[prost(bytes = "vec", tag = "1")]
+    pub(crate) hub_instance: Vec<u8>,
+    #[prost(uint64, tag = "2")]
+    pub(crate) wall_time_millis: u64,
+    #[prost(string, repeated, tag = "3")]
+    pub(crate) addresses: Vec<String>,
+    #[prost(uint32, tag = "4")]
+    pub(crate) max_message: u32,
+    #[prost(uint32, tag = "5")]
+    pub(crate) max_streams: u32,
+}
+
+/// The hub does not take the session.
+#[derive(Clone, PartialEq, Message)]
+pub(crate) struct RefusedFrame {
+    #[prost(string, tag = "1")]
+    pub(crate) reason: String,
+    #[prost(uint64, optional, tag = "2")]
+    pub(crate) current_epoch: Option<u64>,
+}
+
+/// Why a frame could not be read or written.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum FrameError {
+    #[error("the stream broke")]
+    Io(#[from] std::io::Error),
+    #[error("a control frame of {0} bytes exceeds the limit of {MAX_FRAME}")]
+    TooLong(usize),
+    #[error("not a control frame")]
+    Decode(#[from] prost::DecodeError),
+    #[error("an empty or unknown control frame")]
+    Unknown,
+}
+
+/// Reads one frame. Not cancel-safe.
+pub(crate) async fn read(stream: &mut (impl AsyncRead + Unpin)) -> Result<Control, FrameError> {
+    let length = usize::from(stream.read_u16().await?);
+    if length > MAX_FRAME {
+        return Err(FrameError::TooLong(length));
+    }
+    let mut bytes = vec![0; length];
+    stream.read_exact(&mut bytes).await?;
+    Frame::decode(bytes.as_slice())?.control.ok_or(FrameError::Unknown)
+}
+
+/// Writes one frame. Not cancel-safe.
+pub(crate) async fn write(stream: &mut (impl AsyncWrite + Unpin), control: Control) -> Result<(), FrameError> {
+    let frame = Frame { control: Some(control) };
+    let body = frame.encode_to_vec();
+    let length = u16::try_from(body.len())
+        .ok()
+        .filter(|length| usize::from(*length) <= MAX_FRAME)
+        .ok_or(FrameError::TooLong(body.len()))?;
+    let mut bytes = Vec::with_capacity(2 + body.len());
+    bytes.extend_from_slice(&length.to_be_bytes());
+    bytes.extend_from_slice(&body);
+    stream.write_all(&bytes).await?;
+    stream.flush().await?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn attach() -> Control {
+        Control::Attach(Attach {
+            incarnation: vec![7; 16],
+            epoch: 300,
+            boot_id: "b".to_owned(),
+            uplink: "lte0".to_owned(),
+            local_address: String::new(),
+        })
+    }
+
+    #[tokio::test]
+    async fn attach_has_golden_bytes() {
+        let mut bytes = Vec::new();
+        write(&mut bytes, attach()).await.unwrap();
+        let mut golden = vec![0, 32, 0x0a, 30, 0x0a, 16];
+        golden.extend([7; 16]);
+        golden.extend([0x10, 0xac, 0x02, 0x1a, 1, b'b', 0x22, 4]);
+        golden.extend(b"lte0");
+        assert_eq!(bytes, golden);
+        assert_eq!(read(&mut bytes.as_slice()).await.unwrap(), attach());
+    }
+
+    #[tokio::test]
+    async fn mangled_frames_are_errors() {
+        let mut bytes = Vec::new();
+        write(&mut bytes, attach()).await.unwrap();
+        for cut in 0..bytes.len() {
+            assert!(read(&mut &bytes[..cut]).await.is_err());
+        }
+        for position in 0..bytes.len() {
+            for bit in 0..8 {
+                let mut mangled = bytes.clone();
+                mangled[position] ^= 1 << bit;
+                let _ = read(&mut mangled.as_slice()).await;
+            }
+        }
+        let oversized = [0xff; 70_000];
+        assert!(matches!(
+            read(&mut oversized.as_slice()).await,
+            Err(FrameError::TooLong(65_535))
+        ));
+        assert!(matches!(read(&mut [0, 0].as_slice()).await, Err(FrameError::Unknown)));
+    }
+}

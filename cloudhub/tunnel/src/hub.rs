@@ -1,0 +1,538 @@
+//! The hub's end: one UDP socket, one task per connection, the table of live sessions.
+//!
+//! - socket → handshake (mTLS) → [`Admission`] → Attach → [`crate::attach::decide`] → Welcome → [`Hub::accept`]
+//! - the connection's task then runs the path until it ends; whoever removes a session from the table names that session
+//!
+//! State: [`Shared`] (sessions and quarantines, one lock, never held over an await). A handshake that stalls is cut by a deadline;
+//! above [`RETRY_ABOVE`] pending ones a newcomer must prove its address first, above [`MAX_PENDING`] it is refused.
+
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use quinn::{Connection, Endpoint, Incoming, RecvStream, SendStream};
+use rustls::RootCertStore;
+use rustls::server::ResolvesServerCert;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::task::JoinSet;
+use tokio::time::{Instant, timeout};
+
+use crate::attach::{Decision, SessionKey, decide};
+use crate::frame::{self, Control, RefusedFrame, WelcomeFrame};
+use crate::keys::QuicKeys;
+use crate::path::PathTransport;
+use crate::quic::{self, QuicPath};
+use crate::session::{Inner, Session};
+use crate::tls::{self, Admission, PeerCertificate, TlsError};
+use crate::transport;
+use crate::types::{CloseReason, Limits, PeerInfo, Welcome};
+
+/// A handshake takes two round trips; ten seconds serve the worst link.
+const HANDSHAKE_WITHIN: Duration = Duration::from_secs(10);
+/// Attach follows the handshake at once.
+const ATTACH_WITHIN: Duration = Duration::from_secs(5);
+/// How long a live session may take to answer when another store comes under its name.
+const CHALLENGE_WITHIN: Duration = Duration::from_secs(2);
+/// How long two machines with one identity stay out: long enough that nobody takes the alternation for work.
+const QUARANTINE: Duration = Duration::from_secs(600);
+/// How long a refused edge may take to read why.
+const REFUSAL_WITHIN: Duration = Duration::from_secs(2);
+/// Connections between first packet and Attach; each costs about 30 KiB.
+const MAX_PENDING: usize = 4096;
+/// Above so many, a newcomer must prove its address (QUIC Retry) before it costs anything.
+const RETRY_ABOVE: usize = 256;
+/// Sessions that wait for [`Hub::accept`].
+const ACCEPT_BACKLOG: usize = 256;
+/// How long the last packets of a goodbye may take.
+const DRAIN_WITHIN: Duration = Duration::from_secs(1);
+/// Longest boot id or uplink name in bytes.
+const MAX_NAME: usize = 64;
+
+/// What a hub's tunnel needs.
+pub struct HubConfig {
+    /// UDP address; port 0 takes a free one.
+    pub listen: SocketAddr,
+    /// The certificate for [`crate::SERVER_NAME`], from the serving CA.
+    pub certificate: Arc<dyn ResolvesServerCert>,
+    /// The tunnel CA: who may come in.
+    pub client_roots: Arc<RootCertStore>,
+    /// Random, made at each start of the hub's process.
+    pub hub_instance: [u8; 16],
+    /// Where this very instance is reached, `host:port` each.
+    pub addresses: Vec<String>,
+    /// What one session may do.
+    pub limits: Limits,
+    /// Persisted keys.
+    pub keys: QuicKeys,
+    /// Who is let in after the handshake.
+    pub admission: Arc<dyn Admission>,
+}
+
+impl std::fmt::Debug for HubConfig {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("HubConfig")
+            .field("listen", &self.listen)
+            .field("addresses", &self.addresses)
+            .field("limits", &self.limits)
+            .finish_non_exhaustive()
+    }
+}
+
+/// The hub's tunnel could not start.
+#[derive(Debug, thiserror::Error)]
+pub enum HubError {
+    /// The UDP socket.
+    #[error("open the UDP socket {address}")]
+    Bind {
+        /// The address asked for.
+        address: SocketAddr,
+        /// Cause.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The TLS material.
+    #[error("set up the tunnel's TLS")]
+    Tls(#[from] TlsError),
+}
+
+/// The hub's tunnel.
+pub struct Hub {
+    shared: Arc<Shared>,
+    endpoint: Endpoint,
+    local_addr: SocketAddr,
+    sessions: tokio::sync::Mutex<mpsc::Receiver<Session>>,
+    /// The task that accepts and owns the connections' tasks.
+    _tasks: JoinSet<()>,
+}
+
+impl std::fmt::Debug for Hub {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Hub")
+            .field("local_addr", &self.local_addr)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Hub {
+    /// Opens the socket and starts to accept.
+    ///
+    /// # Errors
+    /// The address cannot be bound, or the TLS material cannot be used.
+    pub fn bind(config: HubConfig) -> Result<Self, HubError> {
+        let bind = |source| HubError::Bind {
+            address: config.listen,
+            source,
+        };
+        let tls = tls::server_config(config.certificate, config.client_roots)?;
+        let server = transport::hub(tls, &config.keys)?;
+        let socket = transport::socket(config.listen, None).map_err(bind)?;
+        let endpoint = Endpoint::new(
+            config.keys.endpoint_config(),
+            Some(server),
+            socket,
+            Arc::new(quinn::TokioRuntime),
+        )
+        .map_err(bind)?;
+        let local_addr = endpoint.local_addr().map_err(bind)?;
+        let (accepted, sessions) = mpsc::channel(ACCEPT_BACKLOG);
+        let shared = Arc::new(Shared {
+            hub_instance: config.hub_instance,
+            addresses: config.addresses,
+            limits: config.limits,
+            admission: config.admission,
+            accepted,
+            table: Mutex::default(),
+        });
+        let mut tasks = JoinSet::new();
+        tasks.spawn(accept_connections(endpoint.clone(), shared.clone()));
+        Ok(Self {
+            shared,
+            endpoint,
+            local_addr,
+            sessions: tokio::sync::Mutex::new(sessions),
+            _tasks: tasks,
+        })
+    }
+
+    /// The bound UDP address.
+    pub fn local_addr(&self) -> SocketAddr {
+        self.local_addr
+    }
+
+    /// The next session, attached and welcomed; `None` after [`Hub::shutdown`]. Cancel-safe.
+    pub async fn accept(&self) -> Option<Session> {
+        self.sessions.lock().await.recv().await
+    }
+
+    /// The live session of a node.
+    pub fn session(&self, node: &str) -> Option<Session> {
+        self.shared.table().live.get(node).cloned().map(Session::new)
+    }
+
+    /// Cuts the node's session at once. Make [`Admission`] refuse the node first, else it comes back.
+    pub fn revoke(&self, node: &str) -> bool {
+        let session = self.shared.table().live.remove(node);
+        match session {
+            Some(session) => {
+                session.close(CloseReason::Revoked, true);
+                tracing::info!(node, "cut the session of a revoked node");
+                true
+            }
+            None => false,
+        }
+    }
+
+    /// Says goodbye to all edges and waits until the last packets are out, at most a second.
+    pub async fn shutdown(&self, text: &str) {
+        let live: Vec<_> = self.shared.table().live.drain().collect();
+        for (_, session) in live {
+            let text = text.to_owned();
+            session.close(CloseReason::PeerGoodbye { text }, true);
+        }
+        self.endpoint.close(quinn::VarInt::from_u32(1), text.as_bytes());
+        let _ = timeout(DRAIN_WITHIN, self.endpoint.wait_idle()).await;
+    }
+}
+
+#[derive(Default)]
+struct Table {
+    live: HashMap<String, Arc<Inner>>,
+    quarantined_until: HashMap<String, Instant>,
+}
+
+struct Shared {
+    hub_instance: [u8; 16],
+    addresses: Vec<String>,
+    limits: Limits,
+    admission: Arc<dyn Admission>,
+    accepted: mpsc::Sender<Session>,
+    table: Mutex<Table>,
+}
+
+/// What became of an Attach.
+enum Claim {
+    /// A session of its own, which replaced another one perhaps.
+    Started(Arc<Inner>, Option<Arc<Inner>>),
+    /// One more path for this session.
+    Joined(Arc<Inner>),
+    /// The live session must answer first.
+    Challenge(Arc<Inner>),
+    Refused(RefusedFrame),
+}
+
+impl Shared {
+    fn table(&self) -> MutexGuard<'_, Table> {
+        self.table.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn welcome(&self) -> Welcome {
+        Welcome {
+            hub_instance: self.hub_instance,
+            wall_time: wall_now(),
+            addresses: self.addresses.clone(),
+            limits: self.limits,
+        }
+    }
+
+    /// Decides about a newcomer and puts it into the table; `beaten` is the session that did not answer its challenge.
+    fn claim(&self, peer: &PeerInfo, beaten: Option<u64>) -> Claim {
+        let mut table = self.table();
+        if let Some(refusal) = table.quarantine(&peer.node) {
+            return Claim::Refused(refusal);
+        }
+        let live = table.live.get(&peer.node).filter(|live| !live.is_closed()).cloned();
+        let newcomer = key_of(peer);
+        let decision = decide(live.as_ref().map(|live| key_of(&live.peer)).as_ref(), &newcomer);
+        match (decision, live) {
+            (Decision::AddPath, Some(live)) => Claim::Joined(live),
+            (Decision::Challenge, Some(live)) if beaten != Some(live.id) => Claim::Challenge(live),
+            (Decision::RefuseStale { current_epoch }, _) => Claim::Refused(RefusedFrame {
+                reason: format!("epoch {} is below the live session's", peer.epoch),
+                current_epoch: Some(current_epoch),
+            }),
+            (_, replaced) => {
+                let session = Inner::new(peer.clone(), self.welcome());
+                table.live.insert(peer.node.clone(), session.clone());
+                Claim::Started(session, replaced)
+            }
+        }
+    }
+
+    /// Two machines live with one identity: cuts the one and keeps both out.
+    fn quarantine(&self, live: &Arc<Inner>) -> RefusedFrame {
+        let node = &live.peer.node;
+        {
+            let mut table = self.table();
+            table
+                .quarantined_until
+                .insert(node.clone(), Instant::now() + QUARANTINE);
+            if table.live.get(node).is_some_and(|it| it.id == live.id) {
+                table.live.remove(node);
+            }
+        }
+        tracing::error!(node, "two machines live with this node's identity: quarantined both");
+        self.admission.quarantined(node);
+        let refusal = RefusedFrame {
+            reason: clone_reason(node),
+            current_epoch: None,
+        };
+        live.close(reason_of(&refusal), true);
+        refusal
+    }
+
+    /// Removes this very session.
+    fn remove(&self, session: &Inner) {
+        let mut table = self.table();
+        let node = &session.peer.node;
+        if table.live.get(node).is_some_and(|live| live.id == session.id) {
+            table.live.remove(node);
+        }
+    }
+}
+
+impl Table {
+    fn quarantine(&mut self, node: &str) -> Option<RefusedFrame> {
+        let until = *self.quarantined_until.get(node)?;
+        if until <= Instant::now() {
+            self.quarantined_until.remove(node);
+            return None;
+        }
+        Some(RefusedFrame {
+            reason: clone_reason(node),
+            current_epoch: None,
+        })
+    }
+}
+
+fn clone_reason(node: &str) -> String {
+    format!("two machines live with the identity of node {node}; revoke it and join each under its own name")
+}
+
+fn key_of(peer: &PeerInfo) -> SessionKey {
+    SessionKey {
+        incarnation: peer.incarnation,
+        epoch: peer.epoch,
+    }
+}
+
+fn reason_of(refusal: &RefusedFrame) -> CloseReason {
+    CloseReason::Refused {
+        reason: refusal.reason.clone(),
+        current_epoch: refusal.current_epoch,
+    }
+}
+
+/// Wall clock since 1970.
+fn wall_now() -> Duration {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()
+}
+
+async fn accept_connections(endpoint: Endpoint, shared: Arc<Shared>) {
+    let mut connections = JoinSet::new();
+    let pending = Arc::new(Semaphore::new(MAX_PENDING));
+    loop {
+        tokio::select! {
+            biased;
+            Some(_) = connections.join_next() => {}
+            incoming = endpoint.accept() => {
+                let Some(incoming) = incoming else { break };
+                let busy = MAX_PENDING - pending.available_permits();
+                if busy > RETRY_ABOVE && !incoming.remote_address_validated() && incoming.may_retry() {
+                    let _ = incoming.retry();
+                } else if let Ok(permit) = pending.clone().try_acquire_owned() {
+                    connections.spawn(serve(incoming, shared.clone(), permit));
+                } else {
+                    incoming.refuse();
+                }
+            }
+        }
+    }
+    while connections.join_next().await.is_some() {}
+}
+
+/// One connection, from its first packet to its end.
+async fn serve(incoming: Incoming, shared: Arc<Shared>, permit: OwnedSemaphorePermit) {
+    let remote = incoming.remote_address();
+    let Some((connection, certificate)) = shake_hands(incoming, &shared).await else {
+        return;
+    };
+    let node = certificate.node.clone();
+    let (peer, control) = match timeout(ATTACH_WITHIN, read_attach(&connection, &node)).await {
+        Ok(Ok(attached)) => attached,
+        Ok(Err(error)) => {
+            tracing::info!(node, %remote, error = %error, "no usable Attach");
+            return refuse_at_once(&connection, error);
+        }
+        Err(_) => return refuse_at_once(&connection, "no Attach in time".to_owned()),
+    };
+    drop(permit);
+    let session = match attach(&shared, &peer, &certificate).await {
+        Ok(attached) => attached,
+        Err(refusal) => {
+            tracing::warn!(node, %remote, reason = refusal.reason, "refused a session");
+            return refuse(&connection, control, refusal).await;
+        }
+    };
+    run(&shared, connection, control, session).await;
+}
+
+/// The handshake, and whether the certificate is let in.
+async fn shake_hands(incoming: Incoming, shared: &Shared) -> Option<(Connection, PeerCertificate)> {
+    let remote = incoming.remote_address();
+    let connecting = incoming.accept().ok()?;
+    let connection = match timeout(HANDSHAKE_WITHIN, connecting).await {
+        Ok(Ok(connection)) => connection,
+        Ok(Err(error)) => {
+            tracing::info!(%remote, %error, "a handshake failed");
+            return None;
+        }
+        Err(_) => return None,
+    };
+    let admitted = peer_certificate(&connection).and_then(|certificate| {
+        shared.admission.admit(&certificate, wall_now())?;
+        Ok(certificate)
+    });
+    match admitted {
+        Ok(certificate) => Some((connection, certificate)),
+        Err(reason) => {
+            tracing::warn!(%remote, reason, "a node was not let in");
+            refuse_at_once(&connection, reason);
+            None
+        }
+    }
+}
+
+fn refuse_at_once(connection: &Connection, reason: String) {
+    let refused = CloseReason::Refused {
+        reason,
+        current_epoch: None,
+    };
+    quic::close(connection, &refused);
+}
+
+fn peer_certificate(connection: &Connection) -> Result<PeerCertificate, String> {
+    let chain = connection
+        .peer_identity()
+        .and_then(|identity| {
+            identity
+                .downcast::<Vec<rustls::pki_types::CertificateDer<'static>>>()
+                .ok()
+        })
+        .ok_or_else(|| "no client certificate".to_owned())?;
+    let first = chain.first().ok_or_else(|| "no client certificate".to_owned())?;
+    PeerCertificate::parse(first).map_err(|error| error.to_string())
+}
+
+async fn read_attach(connection: &Connection, node: &str) -> Result<(PeerInfo, (SendStream, RecvStream)), String> {
+    let (writer, mut reader) = connection.accept_bi().await.map_err(|error| error.to_string())?;
+    let Control::Attach(attach) = frame::read(&mut reader).await.map_err(|error| error.to_string())? else {
+        return Err("the first frame is not Attach".to_owned());
+    };
+    for (field, value) in [("boot_id", &attach.boot_id), ("uplink", &attach.uplink)] {
+        if value.len() > MAX_NAME {
+            return Err(format!("{field} has more than {MAX_NAME} bytes"));
+        }
+    }
+    let peer = PeerInfo {
+        node: node.to_owned(),
+        incarnation: attach
+            .incarnation
+            .as_slice()
+            .try_into()
+            .map_err(|_| "incarnation must have 16 bytes".to_owned())?,
+        epoch: attach.epoch,
+        boot_id: attach.boot_id,
+        uplink: attach.uplink,
+        remote: connection.remote_address(),
+        local_addr_of_peer: attach.local_address.parse().ok(),
+    };
+    Ok((peer, (writer, reader)))
+}
+
+/// The session that this path belongs to, and whether it is new.
+async fn attach(
+    shared: &Shared,
+    peer: &PeerInfo,
+    certificate: &PeerCertificate,
+) -> Result<(Arc<Inner>, bool), RefusedFrame> {
+    let mut beaten = None;
+    let attached = loop {
+        match shared.claim(peer, beaten) {
+            Claim::Refused(refusal) => return Err(refusal),
+            Claim::Joined(session) => break (session, false),
+            Claim::Challenge(live) => {
+                if live.challenge(CHALLENGE_WITHIN).await {
+                    return Err(shared.quarantine(&live));
+                }
+                beaten = Some(live.id);
+            }
+            Claim::Started(session, replaced) => {
+                if let Some(replaced) = replaced {
+                    replaced.close(CloseReason::Replaced, true);
+                }
+                break (session, true);
+            }
+        }
+    };
+    // The node may have been revoked between its handshake and its place in the table, where revoke() looks.
+    if let Err(reason) = shared.admission.admit(certificate, wall_now()) {
+        shared.remove(&attached.0);
+        attached.0.close(CloseReason::Revoked, true);
+        return Err(RefusedFrame {
+            reason,
+            current_epoch: None,
+        });
+    }
+    Ok(attached)
+}
+
+/// Says why on the control stream and waits until the edge has read it.
+async fn refuse(connection: &Connection, mut control: (SendStream, RecvStream), refusal: RefusedFrame) {
+    let reason = reason_of(&refusal);
+    if frame::write(&mut control.0, Control::Refused(refusal)).await.is_ok() {
+        let _ = timeout(REFUSAL_WITHIN, connection.closed()).await;
+    }
+    quic::close(connection, &reason);
+}
+
+async fn run(
+    shared: &Shared,
+    connection: Connection,
+    mut control: (SendStream, RecvStream),
+    (session, new): (Arc<Inner>, bool),
+) {
+    let welcome = welcome_frame(&shared.welcome());
+    if frame::write(&mut control.0, Control::Welcome(welcome)).await.is_err() {
+        if new {
+            session.close(CloseReason::LinkLost, false);
+            shared.remove(&session);
+        }
+        return;
+    }
+    let path: Arc<dyn PathTransport> = QuicPath::new(connection, control);
+    let id = session.add_path(path.clone());
+    if new {
+        let peer = &session.peer;
+        tracing::info!(node = peer.node, epoch = peer.epoch, uplink = peer.uplink, remote = %peer.remote, "session attached");
+        if shared.accepted.send(Session::new(session.clone())).await.is_err() {
+            session.close(CloseReason::Local, true);
+        }
+    }
+    session.clone().run_path(id, path).await;
+    if session.is_closed() {
+        shared.remove(&session);
+        let reason = Session::new(session.clone()).closed().await.reason;
+        tracing::info!(node = session.peer.node, epoch = session.peer.epoch, %reason, "session over");
+    }
+}
+
+fn welcome_frame(welcome: &Welcome) -> WelcomeFrame {
+    WelcomeFrame {
+        hub_instance: welcome.hub_instance.to_vec(),
+        wall_time_millis: u64::try_from(welcome.wall_time.as_millis()).unwrap_or(u64::MAX),
+        addresses: welcome.addresses.clone(),
+        max_message: welcome.limits.max_message,
+        max_streams: welcome.limits.max_streams,
+    }
+}

@@ -1,0 +1,157 @@
+//! The words of the tunnel's contract: priorities, reasons, and what each end knows of the other.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+/// How urgent a message is. Each priority has a queue of its own, so urgent never waits behind bulk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Priority {
+    /// Acks, commands, session control.
+    Urgent,
+    /// Someone waits for it.
+    Interactive,
+    /// Specs and status.
+    Normal,
+    /// Telemetry and snapshots.
+    Bulk,
+}
+
+impl Priority {
+    /// All priorities, the most urgent first.
+    pub const ALL: [Priority; 4] = [
+        Priority::Urgent,
+        Priority::Interactive,
+        Priority::Normal,
+        Priority::Bulk,
+    ];
+
+    /// Position in [`Priority::ALL`].
+    pub const fn index(self) -> usize {
+        self as usize
+    }
+
+    /// The priority with this index.
+    pub fn from_index(index: u8) -> Option<Self> {
+        Self::ALL.get(usize::from(index)).copied()
+    }
+}
+
+/// Why a session (or one of its paths) ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum CloseReason {
+    /// No path answers any more.
+    LinkLost,
+    /// The other end said goodbye, with its reason. Passed to [`crate::Session::close`], it is the goodbye that we say.
+    PeerGoodbye {
+        /// What it said; at most 256 bytes.
+        text: String,
+    },
+    /// A session with a higher epoch, or of another incarnation of the node's store, took over.
+    Replaced,
+    /// The hub does not take this edge.
+    Refused {
+        /// Why, in words.
+        reason: String,
+        /// The epoch that the hub knows, where a lower one was offered.
+        current_epoch: Option<u64>,
+    },
+    /// The node's identity was revoked.
+    Revoked,
+    /// This end closed it.
+    Local,
+}
+
+impl std::fmt::Display for CloseReason {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::LinkLost => f.write_str("link lost"),
+            Self::PeerGoodbye { text } => write!(f, "peer said goodbye: {text}"),
+            Self::Replaced => f.write_str("replaced by a newer session"),
+            Self::Refused {
+                reason,
+                current_epoch: None,
+            } => write!(f, "refused: {reason}"),
+            Self::Refused {
+                reason,
+                current_epoch: Some(epoch),
+            } => write!(f, "refused: {reason} (the hub knows epoch {epoch})"),
+            Self::Revoked => f.write_str("the node's identity was revoked"),
+            Self::Local => f.write_str("closed by this end"),
+        }
+    }
+}
+
+/// The session is over.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("session closed: {reason}")]
+pub struct Closed {
+    /// Why.
+    pub reason: CloseReason,
+}
+
+/// Why a message was not taken.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum SendError {
+    /// The queue of this priority is full: wait for [`crate::Session::ready`].
+    #[error("the queue of this priority is full")]
+    Busy,
+    /// The message has more than [`crate::MAX_MESSAGE`] bytes.
+    #[error("a message of {size} bytes exceeds the limit of {} bytes", crate::MAX_MESSAGE)]
+    TooLarge {
+        /// Its size in bytes.
+        size: usize,
+    },
+    /// The session is over.
+    #[error(transparent)]
+    Closed(#[from] Closed),
+}
+
+/// Who is at the other end. On the hub: the edge. On the edge: the hub, with the edge's own session numbers.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PeerInfo {
+    /// Node name, from the node's certificate.
+    pub node: String,
+    /// Made with the edge's store; another one means another store.
+    pub incarnation: [u8; 16],
+    /// Durable, one more for each session of the incarnation.
+    pub epoch: u64,
+    /// The edge machine's boot id: a new one means that it was rebooted.
+    pub boot_id: String,
+    /// Name of the uplink of the session's first path.
+    pub uplink: String,
+    /// Where the first path's datagrams come from, as this end sees it.
+    pub remote: SocketAddr,
+    /// The edge's own address on that uplink, as the edge sees it.
+    pub local_addr_of_peer: Option<SocketAddr>,
+}
+
+/// What the hub allows one session.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Largest message in bytes.
+    pub max_message: u32,
+    /// Byte streams that the edge may have open at once.
+    pub max_streams: u32,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            max_message: crate::MAX_MESSAGE as u32,
+            max_streams: 7, // of the 8 that the hub's transport allows, one carries session control
+        }
+    }
+}
+
+/// The hub's answer to Attach.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Welcome {
+    /// Random, made at each start of the hub's process.
+    pub hub_instance: [u8; 16],
+    /// The hub's wall clock, since 1970.
+    pub wall_time: Duration,
+    /// Where this very instance is reached, `host:port` each; empty = where the edge came in.
+    pub addresses: Vec<String>,
+    /// What the hub allows.
+    pub limits: Limits,
+}

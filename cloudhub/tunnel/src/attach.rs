@@ -67,10 +67,7 @@ mod tests {
     #[test]
     fn another_incarnation_is_challenged_whatever_its_epoch() {
         for epoch in [0, 5, 9] {
-            assert_eq!(
-                decide(Some(&key(1, 5)), &key(2, epoch)),
-                Decision::Challenge
-            );
+            assert_eq!(decide(Some(&key(1, 5)), &key(2, epoch)), Decision::Challenge);
         }
     }
 }

@@ -113,10 +113,7 @@ enum AttemptError {
     #[error("look up {hub}: {why}")]
     Lookup { hub: String, why: String },
     #[error("open a socket on uplink {uplink}: {source}")]
-    Socket {
-        uplink: String,
-        source: std::io::Error,
-    },
+    Socket { uplink: String, source: std::io::Error },
     #[error("{0} does not answer")]
     Timeout(SocketAddr),
     #[error("HubUnknown: the certificate of the hub at {remote} is not from our hub's CA: {why}")]
@@ -178,10 +175,7 @@ impl Edge {
     ///
     /// # Errors
     /// The certificate cannot be used.
-    pub async fn set_certificate(
-        &self,
-        certificate: Arc<dyn ResolvesClientCert>,
-    ) -> Result<(), ConnectError> {
+    pub async fn set_certificate(&self, certificate: Arc<dyn ResolvesClientCert>) -> Result<(), ConnectError> {
         let mut state = self.state.lock().await;
         state.config.certificate = certificate;
         state.tls = quic_config(&state.config)?;
@@ -233,9 +227,7 @@ impl Edge {
     pub async fn shutdown(&self, text: &str) {
         let mut state = self.state.lock().await;
         if let Some(session) = state.last.take() {
-            session.close(CloseReason::PeerGoodbye {
-                text: text.to_owned(),
-            });
+            session.close(CloseReason::PeerGoodbye { text: text.to_owned() });
         }
         if let Some(endpoint) = state.endpoint.take() {
             let _ = timeout(DRAIN_WITHIN, endpoint.wait_idle()).await;
@@ -294,11 +286,7 @@ impl State {
         Ok((session, QuicPath::new(connection, control)))
     }
 
-    async fn shake_hands(
-        &self,
-        endpoint: &Endpoint,
-        remote: SocketAddr,
-    ) -> Result<Connection, AttemptError> {
+    async fn shake_hands(&self, endpoint: &Endpoint, remote: SocketAddr) -> Result<Connection, AttemptError> {
         let connecting = endpoint
             .connect_with(self.tls.clone(), remote, &self.config.server_name)
             .map_err(|error| AttemptError::Connection {
@@ -350,10 +338,7 @@ async fn exchange(
     connection: &Connection,
     attach: Attach,
 ) -> Result<(Welcome, (SendStream, RecvStream)), AttemptError> {
-    let (mut writer, mut reader) = connection
-        .open_bi()
-        .await
-        .map_err(|error| ended(connection, &error))?;
+    let (mut writer, mut reader) = connection.open_bi().await.map_err(|error| ended(connection, &error))?;
     let answer = match frame::write(&mut writer, Control::Attach(attach)).await {
         Ok(()) => frame::read(&mut reader).await,
         Err(error) => Err(error),
@@ -405,9 +390,7 @@ fn ended(connection: &Connection, error: &ConnectionError) -> AttemptError {
 fn handshake_error(remote: SocketAddr, error: &ConnectionError) -> AttemptError {
     let why = error.to_string();
     match error {
-        ConnectionError::TransportError(error) if is_alert(error.code) => {
-            AttemptError::HubUnknown { remote, why }
-        }
+        ConnectionError::TransportError(error) if is_alert(error.code) => AttemptError::HubUnknown { remote, why },
         ConnectionError::ConnectionClosed(close) if is_alert(close.error_code) => {
             refused(format!("the hub does not take our certificate: {why}"))
         }

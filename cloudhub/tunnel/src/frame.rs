@@ -93,19 +93,12 @@ pub(crate) async fn read(stream: &mut (impl AsyncRead + Unpin)) -> Result<Contro
     }
     let mut bytes = vec![0; length];
     stream.read_exact(&mut bytes).await?;
-    Frame::decode(bytes.as_slice())?
-        .control
-        .ok_or(FrameError::Unknown)
+    Frame::decode(bytes.as_slice())?.control.ok_or(FrameError::Unknown)
 }
 
 /// Writes one frame. Not cancel-safe.
-pub(crate) async fn write(
-    stream: &mut (impl AsyncWrite + Unpin),
-    control: Control,
-) -> Result<(), FrameError> {
-    let frame = Frame {
-        control: Some(control),
-    };
+pub(crate) async fn write(stream: &mut (impl AsyncWrite + Unpin), control: Control) -> Result<(), FrameError> {
+    let frame = Frame { control: Some(control) };
     let body = frame.encode_to_vec();
     let length = u16::try_from(body.len())
         .ok()
@@ -164,9 +157,6 @@ mod tests {
             read(&mut oversized.as_slice()).await,
             Err(FrameError::TooLong(65_535))
         ));
-        assert!(matches!(
-            read(&mut [0, 0].as_slice()).await,
-            Err(FrameError::Unknown)
-        ));
+        assert!(matches!(read(&mut [0, 0].as_slice()).await, Err(FrameError::Unknown)));
     }
 }

@@ -167,12 +167,7 @@ impl Hub {
 
     /// The live session of a node.
     pub fn session(&self, node: &str) -> Option<Session> {
-        self.shared
-            .table()
-            .live
-            .get(node)
-            .cloned()
-            .map(Session::new)
+        self.shared.table().live.get(node).cloned().map(Session::new)
     }
 
     /// Cuts the node's session at once. Make [`Admission`] refuse the node first, else it comes back.
@@ -195,8 +190,7 @@ impl Hub {
             let text = text.to_owned();
             session.close(CloseReason::PeerGoodbye { text }, true);
         }
-        self.endpoint
-            .close(quinn::VarInt::from_u32(1), text.as_bytes());
+        self.endpoint.close(quinn::VarInt::from_u32(1), text.as_bytes());
         let _ = timeout(DRAIN_WITHIN, self.endpoint.wait_idle()).await;
     }
 }
@@ -247,16 +241,9 @@ impl Shared {
         if let Some(refusal) = table.quarantine(&peer.node) {
             return Claim::Refused(refusal);
         }
-        let live = table
-            .live
-            .get(&peer.node)
-            .filter(|live| !live.is_closed())
-            .cloned();
+        let live = table.live.get(&peer.node).filter(|live| !live.is_closed()).cloned();
         let newcomer = key_of(peer);
-        let decision = decide(
-            live.as_ref().map(|live| key_of(&live.peer)).as_ref(),
-            &newcomer,
-        );
+        let decision = decide(live.as_ref().map(|live| key_of(&live.peer)).as_ref(), &newcomer);
         match (decision, live) {
             (Decision::AddPath, Some(live)) => Claim::Joined(live),
             (Decision::Challenge, Some(live)) if beaten != Some(live.id) => Claim::Challenge(live),
@@ -284,10 +271,7 @@ impl Shared {
                 table.live.remove(node);
             }
         }
-        tracing::error!(
-            node,
-            "two machines live with this node's identity: quarantined both"
-        );
+        tracing::error!(node, "two machines live with this node's identity: quarantined both");
         self.admission.quarantined(node);
         let refusal = RefusedFrame {
             reason: clone_reason(node),
@@ -301,11 +285,7 @@ impl Shared {
     fn remove(&self, session: &Inner) {
         let mut table = self.table();
         let node = &session.peer.node;
-        if table
-            .live
-            .get(node)
-            .is_some_and(|live| live.id == session.id)
-        {
+        if table.live.get(node).is_some_and(|live| live.id == session.id) {
             table.live.remove(node);
         }
     }
@@ -326,9 +306,7 @@ impl Table {
 }
 
 fn clone_reason(node: &str) -> String {
-    format!(
-        "two machines live with the identity of node {node}; revoke it and join each under its own name"
-    )
+    format!("two machines live with the identity of node {node}; revoke it and join each under its own name")
 }
 
 fn key_of(peer: &PeerInfo) -> SessionKey {
@@ -347,9 +325,7 @@ fn reason_of(refusal: &RefusedFrame) -> CloseReason {
 
 /// Wall clock since 1970.
 fn wall_now() -> Duration {
-    SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .unwrap_or_default()
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()
 }
 
 async fn accept_connections(endpoint: Endpoint, shared: Arc<Shared>) {
@@ -444,24 +420,13 @@ fn peer_certificate(connection: &Connection) -> Result<PeerCertificate, String> 
                 .ok()
         })
         .ok_or_else(|| "no client certificate".to_owned())?;
-    let first = chain
-        .first()
-        .ok_or_else(|| "no client certificate".to_owned())?;
+    let first = chain.first().ok_or_else(|| "no client certificate".to_owned())?;
     PeerCertificate::parse(first).map_err(|error| error.to_string())
 }
 
-async fn read_attach(
-    connection: &Connection,
-    node: &str,
-) -> Result<(PeerInfo, (SendStream, RecvStream)), String> {
-    let (writer, mut reader) = connection
-        .accept_bi()
-        .await
-        .map_err(|error| error.to_string())?;
-    let Control::Attach(attach) = frame::read(&mut reader)
-        .await
-        .map_err(|error| error.to_string())?
-    else {
+async fn read_attach(connection: &Connection, node: &str) -> Result<(PeerInfo, (SendStream, RecvStream)), String> {
+    let (writer, mut reader) = connection.accept_bi().await.map_err(|error| error.to_string())?;
+    let Control::Attach(attach) = frame::read(&mut reader).await.map_err(|error| error.to_string())? else {
         return Err("the first frame is not Attach".to_owned());
     };
     for (field, value) in [("boot_id", &attach.boot_id), ("uplink", &attach.uplink)] {
@@ -523,16 +488,9 @@ async fn attach(
 }
 
 /// Says why on the control stream and waits until the edge has read it.
-async fn refuse(
-    connection: &Connection,
-    mut control: (SendStream, RecvStream),
-    refusal: RefusedFrame,
-) {
+async fn refuse(connection: &Connection, mut control: (SendStream, RecvStream), refusal: RefusedFrame) {
     let reason = reason_of(&refusal);
-    if frame::write(&mut control.0, Control::Refused(refusal))
-        .await
-        .is_ok()
-    {
+    if frame::write(&mut control.0, Control::Refused(refusal)).await.is_ok() {
         let _ = timeout(REFUSAL_WITHIN, connection.closed()).await;
     }
     quic::close(connection, &reason);
@@ -545,10 +503,7 @@ async fn run(
     (session, new): (Arc<Inner>, bool),
 ) {
     let welcome = welcome_frame(&shared.welcome());
-    if frame::write(&mut control.0, Control::Welcome(welcome))
-        .await
-        .is_err()
-    {
+    if frame::write(&mut control.0, Control::Welcome(welcome)).await.is_err() {
         if new {
             session.close(CloseReason::LinkLost, false);
             shared.remove(&session);
@@ -560,12 +515,7 @@ async fn run(
     if new {
         let peer = &session.peer;
         tracing::info!(node = peer.node, epoch = peer.epoch, uplink = peer.uplink, remote = %peer.remote, "session attached");
-        if shared
-            .accepted
-            .send(Session::new(session.clone()))
-            .await
-            .is_err()
-        {
+        if shared.accepted.send(Session::new(session.clone())).await.is_err() {
             session.close(CloseReason::Local, true);
         }
     }

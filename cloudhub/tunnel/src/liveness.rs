@@ -58,9 +58,7 @@ impl Liveness {
             self.asked_at = Some(now);
         }
         let answer_within = ANSWER_WITHIN.max(counters.rtt * ANSWER_WITHIN_RTTS);
-        let unanswered = self
-            .asked_at
-            .is_some_and(|at| now.saturating_sub(at) >= answer_within);
+        let unanswered = self.asked_at.is_some_and(|at| now.saturating_sub(at) >= answer_within);
         let silent = now.saturating_sub(self.heard_at) >= SILENCE.max(answer_within);
         if unanswered || silent {
             Verdict::Dead

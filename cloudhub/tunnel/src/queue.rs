@@ -95,8 +95,7 @@ impl Queues {
     /// The next message of this priority; `None` when closed. Cancel-safe.
     pub(crate) async fn pop(&self, priority: Priority) -> Option<Bytes> {
         let lane = priority.index();
-        self.pop_by(&self.filled[lane], |state| state.take(lane))
-            .await
+        self.pop_by(&self.filled[lane], |state| state.take(lane)).await
     }
 
     /// The next message, the most urgent first, with its priority; `None` when closed. Cancel-safe.
@@ -109,11 +108,7 @@ impl Queues {
         .await
     }
 
-    async fn pop_by<T>(
-        &self,
-        filled: &Notify,
-        take: impl Fn(&mut State) -> Option<T>,
-    ) -> Option<T> {
+    async fn pop_by<T>(&self, filled: &Notify, take: impl Fn(&mut State) -> Option<T>) -> Option<T> {
         loop {
             let more = filled.notified();
             tokio::pin!(more);

@@ -56,8 +56,7 @@ pub(crate) fn close(connection: &Connection, reason: &CloseReason) {
 pub(crate) fn reason_of(error: &ConnectionError) -> CloseReason {
     match error {
         ConnectionError::ApplicationClosed(close) => {
-            let text = String::from_utf8_lossy(&close.reason[..close.reason.len().min(MAX_TEXT)])
-                .into_owned();
+            let text = String::from_utf8_lossy(&close.reason[..close.reason.len().min(MAX_TEXT)]).into_owned();
             match u32::try_from(close.error_code.into_inner()) {
                 Ok(code::GOODBYE) => CloseReason::PeerGoodbye { text },
                 Ok(code::REPLACED) => CloseReason::Replaced,
@@ -152,11 +151,7 @@ impl QuicPath {
     }
 
     /// Returns false when the message must go over a lane.
-    async fn send_datagram(
-        &self,
-        priority: Priority,
-        message: &Bytes,
-    ) -> Result<bool, CloseReason> {
+    async fn send_datagram(&self, priority: Priority, message: &Bytes) -> Result<bool, CloseReason> {
         if !self.fits_datagram(priority, message) {
             return Ok(false);
         }
@@ -176,11 +171,7 @@ impl QuicPath {
         let stream = match &mut *lane {
             Some(stream) => stream,
             empty => {
-                let stream = self
-                    .connection
-                    .open_uni()
-                    .await
-                    .map_err(|error| self.end(error))?;
+                let stream = self.connection.open_uni().await.map_err(|error| self.end(error))?;
                 let _ = stream.set_priority(1 - i32::from(priority.index() as u8));
                 let stream = empty.insert(stream);
                 if stream.write_all(&[priority.index() as u8]).await.is_err() {
@@ -190,11 +181,7 @@ impl QuicPath {
             }
         };
         let length = Bytes::copy_from_slice(&(message.len() as u32).to_be_bytes());
-        if stream
-            .write_all_chunks(&mut [length, message])
-            .await
-            .is_err()
-        {
+        if stream.write_all_chunks(&mut [length, message]).await.is_err() {
             return Err(self.end_of_stream().await);
         }
         Ok(())
@@ -267,16 +254,10 @@ async fn read_lane(mut stream: RecvStream, sink: &dyn Sink) -> LaneEnd {
 
 /// Reads a message; memory grows with what arrives, not with the length that the peer states.
 async fn read_message(stream: &mut RecvStream, length: u32) -> Option<Bytes> {
-    let length = usize::try_from(length)
-        .ok()
-        .filter(|length| *length <= MAX_MESSAGE)?;
+    let length = usize::try_from(length).ok().filter(|length| *length <= MAX_MESSAGE)?;
     let mut message = BytesMut::new();
     while message.len() < length {
-        let chunk = stream
-            .read_chunk(length - message.len(), true)
-            .await
-            .ok()??
-            .bytes;
+        let chunk = stream.read_chunk(length - message.len(), true).await.ok()??.bytes;
         if message.is_empty() && chunk.len() == length {
             return Some(chunk);
         }

@@ -52,21 +52,13 @@ impl std::fmt::Debug for ByteStream {
 }
 
 impl AsyncRead for ByteStream {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &mut ReadBuf<'_>,
-    ) -> Poll<std::io::Result<()>> {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<std::io::Result<()>> {
         Pin::new(&mut self.reader).poll_read(cx, buf)
     }
 }
 
 impl AsyncWrite for ByteStream {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        data: &[u8],
-    ) -> Poll<std::io::Result<usize>> {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, data: &[u8]) -> Poll<std::io::Result<usize>> {
         Pin::new(&mut self.writer).poll_write(cx, data)
     }
 
@@ -96,9 +88,7 @@ impl Session {
     /// [`SendError::Busy`] when the queue of this priority is full: wait for [`Session::ready`].
     pub fn send(&self, priority: Priority, message: Bytes) -> Result<(), SendError> {
         if message.len() > MAX_MESSAGE {
-            return Err(SendError::TooLarge {
-                size: message.len(),
-            });
+            return Err(SendError::TooLarge { size: message.len() });
         }
         self.inner
             .outbox
@@ -263,9 +253,7 @@ impl Inner {
     }
 
     fn holds(&self, path: &Arc<dyn PathTransport>) -> bool {
-        self.lock_paths()
-            .iter()
-            .any(|slot| Arc::ptr_eq(&slot.path, path))
+        self.lock_paths().iter().any(|slot| Arc::ptr_eq(&slot.path, path))
     }
 
     fn closed_now(&self) -> Closed {
@@ -303,11 +291,7 @@ impl Inner {
 
     /// Whether the peer's end of the session answers on any path within the time.
     pub(crate) async fn challenge(&self, within: std::time::Duration) -> bool {
-        let paths: Vec<_> = self
-            .lock_paths()
-            .iter()
-            .map(|slot| slot.path.clone())
-            .collect();
+        let paths: Vec<_> = self.lock_paths().iter().map(|slot| slot.path.clone()).collect();
         let answers = paths.iter().map(|path| path.challenge());
         let mut any = futures::stream::FuturesUnordered::from_iter(answers);
         matches!(tokio::time::timeout(within, any.next()).await, Ok(Some(())))

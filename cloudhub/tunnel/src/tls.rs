@@ -78,8 +78,7 @@ impl PeerCertificate {
         if der.len() > MAX_CERTIFICATE {
             return Err(fail("more than 16 KiB"));
         }
-        let (rest, certificate) =
-            X509Certificate::from_der(der).map_err(|_| fail("not an X.509 certificate"))?;
+        let (rest, certificate) = X509Certificate::from_der(der).map_err(|_| fail("not an X.509 certificate"))?;
         if !rest.is_empty() {
             return Err(fail("bytes after the certificate"));
         }
@@ -116,15 +115,11 @@ impl PeerCertificate {
 fn subject_node(certificate: &X509Certificate<'_>) -> Result<String, TlsError> {
     let fail = |why: &str| TlsError::NotANode(why.to_owned());
     let subject = certificate.subject();
-    let mut organizations = subject
-        .iter_organization()
-        .filter_map(|name| name.as_str().ok());
+    let mut organizations = subject.iter_organization().filter_map(|name| name.as_str().ok());
     if (organizations.next(), organizations.next()) != (Some("system:nodes"), None) {
         return Err(fail("its subject is not of O=system:nodes"));
     }
-    let mut names = subject
-        .iter_common_name()
-        .filter_map(|name| name.as_str().ok());
+    let mut names = subject.iter_common_name().filter_map(|name| name.as_str().ok());
     match (names.next(), names.next()) {
         (Some(name), None) => name
             .strip_prefix("system:node:")
@@ -181,8 +176,7 @@ impl ClockFloor {
 
     /// Raises the floor; it never falls.
     pub fn raise(&self, since_1970: Duration) {
-        self.seconds
-            .fetch_max(since_1970.as_secs(), Ordering::Relaxed);
+        self.seconds.fetch_max(since_1970.as_secs(), Ordering::Relaxed);
     }
 
     /// The floor, since 1970.
@@ -210,22 +204,16 @@ impl ServerCertVerifier for FloorVerifier {
     ) -> Result<ServerCertVerified, rustls::Error> {
         let floor = UnixTime::since_unix_epoch(self.floor.get());
         let at = |time| {
-            self.inner.verify_server_cert(
-                end_entity,
-                intermediates,
-                server_name,
-                ocsp_response,
-                time,
-            )
+            self.inner
+                .verify_server_cert(end_entity, intermediates, server_name, ocsp_response, time)
         };
         if now.as_secs() >= floor.as_secs() {
             return at(now);
         }
         match at(floor) {
-            Err(rustls::Error::InvalidCertificate(CertificateError::NotValidYetContext {
-                not_before,
-                ..
-            })) => at(not_before),
+            Err(rustls::Error::InvalidCertificate(CertificateError::NotValidYetContext { not_before, .. })) => {
+                at(not_before)
+            }
             verdict => verdict,
         }
     }

@@ -49,9 +49,8 @@ fn common() -> TransportConfig {
 
 /// The hub's end.
 pub(crate) fn hub(tls: rustls::ServerConfig, keys: &QuicKeys) -> Result<ServerConfig, TlsError> {
-    let crypto = QuicServerConfig::try_from(tls).map_err(|_| {
-        TlsError::Verifier("the TLS provider lacks QUIC's initial suite".to_owned())
-    })?;
+    let crypto = QuicServerConfig::try_from(tls)
+        .map_err(|_| TlsError::Verifier("the TLS provider lacks QUIC's initial suite".to_owned()))?;
     let mut transport = common();
     transport
         .max_concurrent_bidi_streams(VarInt::from_u32(HUB_STREAMS))
@@ -66,9 +65,8 @@ pub(crate) fn hub(tls: rustls::ServerConfig, keys: &QuicKeys) -> Result<ServerCo
 
 /// The edge's end. Only the edge pings, so an idle link carries one PING and one ACK each [`PING_INTERVAL`].
 pub(crate) fn edge(tls: rustls::ClientConfig) -> Result<ClientConfig, TlsError> {
-    let crypto = QuicClientConfig::try_from(tls).map_err(|_| {
-        TlsError::Verifier("the TLS provider lacks QUIC's initial suite".to_owned())
-    })?;
+    let crypto = QuicClientConfig::try_from(tls)
+        .map_err(|_| TlsError::Verifier("the TLS provider lacks QUIC's initial suite".to_owned()))?;
     let mut transport = common();
     transport
         .keep_alive_interval(Some(PING_INTERVAL))
@@ -83,15 +81,8 @@ pub(crate) fn edge(tls: rustls::ClientConfig) -> Result<ClientConfig, TlsError> 
 }
 
 /// A UDP socket, bound to the device of an uplink where one is named (SO_BINDTODEVICE).
-pub(crate) fn socket(
-    address: SocketAddr,
-    device: Option<&str>,
-) -> std::io::Result<std::net::UdpSocket> {
-    let socket = Socket::new(
-        Domain::for_address(address),
-        Type::DGRAM,
-        Some(Protocol::UDP),
-    )?;
+pub(crate) fn socket(address: SocketAddr, device: Option<&str>) -> std::io::Result<std::net::UdpSocket> {
+    let socket = Socket::new(Domain::for_address(address), Type::DGRAM, Some(Protocol::UDP))?;
     // Best effort: net.core.rmem_max and wmem_max may forbid it.
     let _ = socket.set_recv_buffer_size(SOCKET_BUFFER);
     let _ = socket.set_send_buffer_size(SOCKET_BUFFER);

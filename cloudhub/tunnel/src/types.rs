@@ -96,10 +96,7 @@ pub enum SendError {
     #[error("the queue of this priority is full")]
     Busy,
     /// The message has more than [`crate::MAX_MESSAGE`] bytes.
-    #[error(
-        "a message of {size} bytes exceeds the limit of {} bytes",
-        crate::MAX_MESSAGE
-    )]
+    #[error("a message of {size} bytes exceeds the limit of {} bytes", crate::MAX_MESSAGE)]
     TooLarge {
         /// Its size in bytes.
         size: usize,

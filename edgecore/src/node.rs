@@ -162,7 +162,7 @@ impl NodeManager {
             // All arms are cancel safe: each only says that something may have changed.
             tokio::select! {
                 biased;
-                _ = node_object.changed() => {}
+                open = node_object.changed() => if !open { tokio::time::sleep(wait).await },
                 changed = self.hub.changed() => if changed.is_err() { tokio::time::sleep(wait).await },
                 () = tokio::time::sleep(wait) => {}
             }
@@ -317,4 +317,74 @@ impl NodeManager {
 /// Where the Node's status is kept.
 pub fn row_key(node: &str) -> String {
     format!("status/v1/Node/-/{node}/-")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn manager(dir: &std::path::Path, runtime: Arc<cri::fake::FakeRuntime>) -> NodeManager {
+        let mut config: EdgecoreConfig =
+            serde_yaml_ng::from_str("{apiVersion: kedge.dev/v1alpha1, kind: EdgecoreConfig, nodeName: robot-1}")
+                .unwrap();
+        config.network.cni_conf_dir = dir.join("net.d");
+        config.network.masquerade = false;
+        let store = Store::open(&dir.join("store"), &metastore::Options::default()).unwrap();
+        NodeManager::new(Arc::new(config), store, runtime, watch::channel(HubFlags::default()).1)
+    }
+
+    fn row(manager: &NodeManager) -> Value {
+        serde_json::from_slice(&manager.store.get(&row_key("robot-1")).unwrap().unwrap()).unwrap()
+    }
+
+    #[tokio::test]
+    async fn the_row_follows_the_runtime_and_is_not_rewritten_for_a_heartbeat() {
+        let dir = tempfile::tempdir().unwrap();
+        let fake = Arc::new(cri::fake::FakeRuntime::with_images(&["demo:1"]));
+        let mut manager = manager(dir.path(), fake.clone());
+        let info = manager.info();
+        assert!(info.borrow().capacity.cpu_milli > 0);
+        assert!(manager.round("none").await);
+        let first = row(&manager);
+        assert_eq!(
+            first["status"]["nodeInfo"]["containerRuntimeVersion"],
+            "containerd://2.1.9"
+        );
+        assert_eq!(first["status"]["images"][0]["names"][1], "demo:1");
+        assert!(manager.round("none").await);
+        assert_eq!(row(&manager), first);
+        fake.set_down(true);
+        assert!(!manager.round("none").await);
+        let ready = |row: &Value| {
+            row["status"]["conditions"]
+                .as_array()
+                .unwrap()
+                .iter()
+                .find(|c| c["type"] == "Ready")
+                .cloned()
+                .unwrap()
+        };
+        assert_eq!(ready(&row(&manager))["status"], "False");
+        assert!(!info.borrow().ready);
+    }
+
+    #[tokio::test]
+    async fn the_network_is_written_from_the_stored_node_and_kept_without_one() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut manager = manager(dir.path(), Arc::default());
+        let own = "object/v1/Node/-/robot-1";
+        let mut batch = Batch::new();
+        batch.put(
+            own,
+            r#"{"metadata":{"labels":{"a":"b"}},"spec":{"podCIDR":"10.244.7.0/24"}}"#,
+        );
+        manager.store.commit(batch).await.unwrap();
+        manager.network(own).await;
+        let file = dir.path().join("net.d").join(cni::FILE);
+        assert!(std::fs::read_to_string(&file).unwrap().contains("10.244.7.0/24"));
+        manager.round(own).await;
+        assert_eq!(manager.info.borrow().labels["a"], "b");
+        manager.network("object/v1/Node/-/gone").await;
+        assert!(file.exists());
+    }
 }

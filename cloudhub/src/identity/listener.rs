@@ -1,0 +1,219 @@
+//! The join listener: HTTPS with the serving CA's certificate, no client certificate, one path, small bounds.
+//!
+//! `POST /v1/join` (JSON, [`super::JoinRequest`]) → 200 [`super::JoinAnswer`] or a Status-like `{"reason", "message"}`. Anybody can
+//! reach it, so: TLS 1.3 only, [`MAX_CONNECTIONS`] at once, [`CONNECTION_WITHIN`] each, [`MAX_BODY`] bytes.
+
+use std::convert::Infallible;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{Method, Request, Response, StatusCode, header};
+use http_body_util::{BodyExt, Full, Limited};
+use hyper::body::Incoming;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio::task::JoinSet;
+use tokio::time::timeout;
+use tokio_rustls::TlsAcceptor;
+
+use super::authority::{AuthorityError, Serving};
+use super::{Identity, JoinRequest, stopped};
+
+/// A request with a CSR has about 1 KiB.
+const MAX_BODY: usize = 64 * 1024;
+/// Joins are rare; more than this at once is an attack or a factory.
+const MAX_CONNECTIONS: usize = 256;
+/// A handshake, a request and its answer over a bad link.
+const CONNECTION_WITHIN: Duration = Duration::from_secs(30);
+/// Headers of a slow writer.
+const HEADERS_WITHIN: Duration = Duration::from_secs(10);
+
+/// The join listener could not start.
+#[derive(Debug, thiserror::Error)]
+pub enum ListenError {
+    /// The TCP socket.
+    #[error("listen for joins on {address}")]
+    Bind {
+        /// The address asked for.
+        address: SocketAddr,
+        /// Cause.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The serving certificate.
+    #[error("set up the join listener's TLS")]
+    Tls(#[from] AuthorityError),
+}
+
+/// The join listener.
+pub struct JoinListener {
+    listener: TcpListener,
+    local_addr: SocketAddr,
+    shared: Arc<Shared>,
+}
+
+impl std::fmt::Debug for JoinListener {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("JoinListener")
+            .field("local_addr", &self.local_addr)
+            .finish_non_exhaustive()
+    }
+}
+
+struct Shared {
+    identity: Arc<Identity>,
+    tls: TlsAcceptor,
+    tunnel_addresses: Vec<String>,
+}
+
+impl JoinListener {
+    /// Binds; `tunnel_addresses` are told to nodes that join, `host:port` each.
+    ///
+    /// # Errors
+    /// The address cannot be bound, or TLS cannot be set up.
+    pub async fn bind(
+        address: SocketAddr,
+        identity: Arc<Identity>,
+        certificate: Arc<Serving>,
+        tunnel_addresses: Vec<String>,
+    ) -> Result<Self, ListenError> {
+        let bind = |source| ListenError::Bind { address, source };
+        let mut tls = rustls::ServerConfig::builder_with_provider(tunnel::tls::provider())
+            .with_protocol_versions(&[&rustls::version::TLS13])
+            .map_err(AuthorityError::from)?
+            .with_no_client_auth()
+            .with_cert_resolver(certificate);
+        tls.alpn_protocols = vec![b"http/1.1".to_vec()];
+        let listener = TcpListener::bind(address).await.map_err(bind)?;
+        Ok(Self {
+            local_addr: listener.local_addr().map_err(bind)?,
+            listener,
+            shared: Arc::new(Shared {
+                identity,
+                tls: TlsAcceptor::from(Arc::new(tls)),
+                tunnel_addresses,
+            }),
+        })
+    }
+
+    /// The bound address.
+    pub fn local_addr(&self) -> SocketAddr {
+        self.local_addr
+    }
+
+    /// Serves until `stop`.
+    pub async fn run(self, mut stop: watch::Receiver<bool>) {
+        let mut connections = JoinSet::new();
+        let permits = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+        loop {
+            tokio::select! {
+                biased;
+                () = stopped(&mut stop) => return,
+                Some(_) = connections.join_next() => {}
+                accepted = self.listener.accept() => match accepted {
+                    Ok((stream, remote)) => match permits.clone().try_acquire_owned() {
+                        Ok(permit) => {
+                            connections.spawn(serve(self.shared.clone(), stream, remote, permit));
+                        }
+                        Err(_) => tracing::warn!(%remote, "too many joins at once: dropped a connection"),
+                    },
+                    Err(error) => {
+                        // Out of file descriptors, most likely: connections that end give some back.
+                        tracing::warn!(%error, "accept a join connection");
+                        tokio::time::sleep(Duration::from_millis(100)).await;
+                    }
+                },
+            }
+        }
+    }
+}
+
+async fn serve(shared: Arc<Shared>, stream: TcpStream, remote: SocketAddr, _permit: OwnedSemaphorePermit) {
+    let connection = async {
+        let stream = shared.tls.accept(stream).await?;
+        let service = service_fn(|request| answer(&shared, remote, request));
+        let mut http = hyper::server::conn::http1::Builder::new();
+        http.timer(TokioTimer::new())
+            .header_read_timeout(HEADERS_WITHIN)
+            .keep_alive(false)
+            .max_headers(32)
+            .max_buf_size(32 * 1024);
+        http.serve_connection(TokioIo::new(stream), service)
+            .await
+            .map_err(std::io::Error::other)
+    };
+    match timeout(CONNECTION_WITHIN, connection).await {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => tracing::debug!(%remote, %error, "a join connection broke"),
+        Err(_) => tracing::debug!(%remote, "a join connection took too long"),
+    }
+}
+
+async fn answer(
+    shared: &Shared,
+    remote: SocketAddr,
+    request: Request<Incoming>,
+) -> Result<Response<Full<Bytes>>, Infallible> {
+    Ok(match (request.method(), request.uri().path()) {
+        (&Method::POST, "/v1/join") => join(shared, remote, request.into_body()).await,
+        (&Method::GET, "/healthz") => respond(StatusCode::OK, "text/plain", "ok"),
+        _ => refuse(
+            StatusCode::NOT_FOUND,
+            "NotFound",
+            "this listener has POST /v1/join only",
+        ),
+    })
+}
+
+async fn join(shared: &Shared, remote: SocketAddr, body: Incoming) -> Response<Full<Bytes>> {
+    let body = match Limited::new(body, MAX_BODY).collect().await {
+        Ok(body) => body.to_bytes(),
+        Err(error) => {
+            let message = format!("the body could not be read, at most {MAX_BODY} bytes: {error}");
+            return refuse(StatusCode::PAYLOAD_TOO_LARGE, "BadBody", &message);
+        }
+    };
+    let request: JoinRequest = match serde_json::from_slice(&body) {
+        Ok(request) => request,
+        Err(error) => {
+            return refuse(
+                StatusCode::BAD_REQUEST,
+                "BadBody",
+                &format!("not a join request: {error}"),
+            );
+        }
+    };
+    match shared.identity.join(&request, &shared.tunnel_addresses).await {
+        Ok(answer) => {
+            let body = serde_json::to_vec(&answer).unwrap_or_default();
+            respond(StatusCode::OK, "application/json", body)
+        }
+        Err(error) => {
+            let node: String = request.node.unwrap_or_default().chars().take(80).collect();
+            let source = std::error::Error::source(&error).map(ToString::to_string);
+            tracing::warn!(%remote, node, reason = error.reason(), %error, ?source, "refused a join");
+            let status = StatusCode::from_u16(error.status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+            refuse(status, error.reason(), &error.to_string())
+        }
+    }
+}
+
+fn refuse(status: StatusCode, reason: &str, message: &str) -> Response<Full<Bytes>> {
+    let body = serde_json::json!({
+        "kind": "Status", "apiVersion": "v1", "status": "Failure",
+        "code": status.as_u16(), "reason": reason, "message": message,
+    });
+    respond(status, "application/json", body.to_string())
+}
+
+fn respond(status: StatusCode, kind: &'static str, body: impl Into<Bytes>) -> Response<Full<Bytes>> {
+    let mut response = Response::new(Full::new(body.into()));
+    *response.status_mut() = status;
+    let kind = header::HeaderValue::from_static(kind);
+    response.headers_mut().insert(header::CONTENT_TYPE, kind);
+    response
+}

@@ -1,0 +1,3 @@
+//! The cloud side of Kedge: relays what a Kubernetes API wants to the edge nodes, and what they report back to it.
+
+pub mod identity;

@@ -58,7 +58,10 @@ pub async fn probe(runtime: &dyn Runtime, target: &Target, probe: &Probe) -> Ans
         }
     };
     tokio::time::timeout(limit, asked).await.unwrap_or_else(|_| {
-        Answer::Failure(format!("no answer within {}s: context deadline exceeded", limit.as_secs()))
+        Answer::Failure(format!(
+            "no answer within {}s: context deadline exceeded",
+            limit.as_secs()
+        ))
     })
 }
 
@@ -96,16 +99,21 @@ async fn exec(runtime: &dyn Runtime, target: &Target, action: &ExecAction, limit
             text.truncate(MAX_BODY);
             Answer::Failure(String::from_utf8_lossy(&text).into_owned())
         }
-        Err(error) if error.kind == cri::ErrorKind::Deadline => {
-            Answer::Failure(format!("command timed out: {:?} timed out after {}s", action.command, limit.as_secs()))
-        }
+        Err(error) if error.kind == cri::ErrorKind::Deadline => Answer::Failure(format!(
+            "command timed out: {:?} timed out after {}s",
+            action.command,
+            limit.as_secs()
+        )),
         Err(error) => Answer::Error(error.message),
     }
 }
 
 async fn tcp(target: &Target, host: &str, port: &Port) -> Result<TcpStream, String> {
     let host = if host.is_empty() { &target.ip } else { host };
-    let port = port.resolve(&target.container).filter(|p| *p != 0).ok_or("couldn't find the port")?;
+    let port = port
+        .resolve(&target.container)
+        .filter(|p| *p != 0)
+        .ok_or("couldn't find the port")?;
     TcpStream::connect((host, port))
         .await
         .map_err(|e| format!("dial tcp {host}:{port}: {e}"))
@@ -139,9 +147,21 @@ where
         .await
         .map_err(|e| e.to_string())?;
     let port = action.port.resolve(&target.container).unwrap_or_default();
-    let host = if action.host.is_empty() { &target.ip } else { &action.host };
-    let host = if host.contains(':') { format!("[{host}]") } else { host.clone() };
-    let path = if action.path.starts_with('/') { action.path.clone() } else { format!("/{}", action.path) };
+    let host = if action.host.is_empty() {
+        &target.ip
+    } else {
+        &action.host
+    };
+    let host = if host.contains(':') {
+        format!("[{host}]")
+    } else {
+        host.clone()
+    };
+    let path = if action.path.starts_with('/') {
+        action.path.clone()
+    } else {
+        format!("/{}", action.path)
+    };
     let mut request = http::Request::get(path);
     let named = |name: &str| action.http_headers.iter().any(|h| h.name.eq_ignore_ascii_case(name));
     if !named("host") {
@@ -205,20 +225,28 @@ async fn grpc(target: &Target, action: &GrpcAction) -> Answer {
     };
     let channel = match endpoint.connect().await {
         Ok(channel) => channel,
-        Err(error) => return Answer::Failure(format!("failed to connect service at \"{host}:{}\": {error}", action.port)),
+        Err(error) => {
+            return Answer::Failure(format!(
+                "failed to connect service at \"{host}:{}\": {error}",
+                action.port
+            ));
+        }
     };
     let mut client = tonic::client::Grpc::new(channel);
     if let Err(error) = client.ready().await {
         return Answer::Failure(error.to_string());
     }
-    let request = tonic::Request::new(HealthRequest { service: action.service.clone().unwrap_or_default() });
+    let request = tonic::Request::new(HealthRequest {
+        service: action.service.clone().unwrap_or_default(),
+    });
     let path = http::uri::PathAndQuery::from_static("/grpc.health.v1.Health/Check");
     let codec = tonic_prost::ProstCodec::<HealthRequest, HealthResponse>::default();
     match client.unary(request, path, codec).await {
         Ok(response) if response.get_ref().status == SERVING => Answer::Success,
-        Ok(response) => {
-            Answer::Failure(format!("service unhealthy (responded with status {})", response.get_ref().status))
-        }
+        Ok(response) => Answer::Failure(format!(
+            "service unhealthy (responded with status {})",
+            response.get_ref().status
+        )),
         Err(status) => Answer::Failure(format!("health rpc failed: {}", status.message())),
     }
 }
@@ -288,7 +316,11 @@ mod tests {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
     fn target() -> Target {
-        Target { id: "c".into(), ip: "127.0.0.1".into(), container: Container::default() }
+        Target {
+            id: "c".into(),
+            ip: "127.0.0.1".into(),
+            container: Container::default(),
+        }
     }
 
     async fn answers_with(text: &'static str) -> Answer {
@@ -301,8 +333,15 @@ mod tests {
             assert!(buffer[..n].starts_with(b"GET /healthz HTTP/1.1\r\n"));
             stream.write_all(text.as_bytes()).await.expect("write");
         };
-        let action = HttpGet { path: "healthz".into(), port: Port::Number(port), ..HttpGet::default() };
-        let probe_spec = Probe { http_get: Some(action), ..Probe::default() };
+        let action = HttpGet {
+            path: "healthz".into(),
+            port: Port::Number(port),
+            ..HttpGet::default()
+        };
+        let probe_spec = Probe {
+            http_get: Some(action),
+            ..Probe::default()
+        };
         let runtime = cri::fake::FakeRuntime::default();
         let target = target();
         let (answer, ()) = tokio::join!(probe(&runtime, &target, &probe_spec), serve);
@@ -313,7 +352,10 @@ mod tests {
     async fn http_status_decides() {
         assert_eq!(answers_with("HTTP/1.1 204 No Content\r\n\r\n").await, Answer::Success);
         let failed = Answer::Failure("HTTP probe failed with statuscode: 503".into());
-        assert_eq!(answers_with("HTTP/1.1 503 No\r\ncontent-length: 2\r\n\r\nno").await, failed);
+        assert_eq!(
+            answers_with("HTTP/1.1 503 No\r\ncontent-length: 2\r\n\r\nno").await,
+            failed
+        );
         assert!(matches!(answers_with("garbage\r\n\r\n").await, Answer::Failure(_)));
     }
 
@@ -321,13 +363,22 @@ mod tests {
     async fn a_closed_port_is_a_failure() {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("bind");
         let port = listener.local_addr().expect("addr").port();
-        let action = super::super::api::TcpSocket { port: Port::Number(port), host: String::new() };
-        let spec = Probe { tcp_socket: Some(action), ..Probe::default() };
+        let action = super::super::api::TcpSocket {
+            port: Port::Number(port),
+            host: String::new(),
+        };
+        let spec = Probe {
+            tcp_socket: Some(action),
+            ..Probe::default()
+        };
         let runtime = cri::fake::FakeRuntime::default();
         assert_eq!(probe(&runtime, &target(), &spec).await, Answer::Success);
         drop(listener);
         assert!(matches!(probe(&runtime, &target(), &spec).await, Answer::Failure(_)));
-        let spec = Probe { grpc: Some(GrpcAction { port, service: None }), ..Probe::default() };
+        let spec = Probe {
+            grpc: Some(GrpcAction { port, service: None }),
+            ..Probe::default()
+        };
         assert!(matches!(probe(&runtime, &target(), &spec).await, Answer::Failure(_)));
     }
 }

@@ -30,14 +30,23 @@ const SAFE_SYSCTLS: [&str; 13] = [
 /// # Errors
 /// Why it may not run here.
 pub fn admit(pod: &Pod, others: &[&Pod], allocatable: &Map, labels: &Map) -> Result<(), Verdict> {
-    let refuse = |reason: &str, message: String| Err(Verdict { reason: reason.to_owned(), message });
+    let refuse = |reason: &str, message: String| {
+        Err(Verdict {
+            reason: reason.to_owned(),
+            message,
+        })
+    };
     for sysctl in &pod.spec.security_context.sysctls {
         if !SAFE_SYSCTLS.contains(&sysctl.name.as_str()) {
-            return refuse("SysctlForbidden", format!("forbidden sysctl: \"{}\" not allowlisted", sysctl.name));
+            return refuse(
+                "SysctlForbidden",
+                format!("forbidden sysctl: \"{}\" not allowlisted", sysctl.name),
+            );
         }
     }
     if !labels.is_empty() && pod.spec.node_selector.iter().any(|(k, v)| labels.get(k) != Some(v)) {
-        let message = "Pod was rejected: Predicate NodeAffinity failed: node(s) didn't match Pod's node affinity/selector";
+        let message =
+            "Pod was rejected: Predicate NodeAffinity failed: node(s) didn't match Pod's node affinity/selector";
         return refuse("NodeAffinity", message.to_owned());
     }
     if let Some(limit) = allocatable.get("pods").and_then(|t| t.parse::<usize>().ok())
@@ -50,7 +59,8 @@ pub fn admit(pod: &Pod, others: &[&Pod], allocatable: &Map, labels: &Map) -> Res
         return refuse("OutOfpods", message);
     }
     if conflicts(pod, others) {
-        let message = "Pod was rejected: Predicate NodePorts failed: node(s) didn't have free ports for the requested pod ports";
+        let message =
+            "Pod was rejected: Predicate NodePorts failed: node(s) didn't have free ports for the requested pod ports";
         return refuse("NodePorts", message.to_owned());
     }
     let names: std::collections::BTreeSet<&String> = pod
@@ -68,7 +78,10 @@ pub fn admit(pod: &Pod, others: &[&Pod], allocatable: &Map, labels: &Map) -> Res
         else {
             continue;
         };
-        let used: Quantity = others.iter().map(|p| resources::pod_total(p, name, resources::request)).sum();
+        let used: Quantity = others
+            .iter()
+            .map(|p| resources::pod_total(p, name, resources::request))
+            .sum();
         if asked.milli() > 0 && used + asked > capacity {
             let unit = |q: Quantity| if name == "cpu" { q.milli() } else { q.value() };
             let message = format!(
@@ -93,8 +106,16 @@ fn ports(pod: &Pod) -> impl Iterator<Item = (u16, &str, &str)> {
         .chain(&pod.spec.containers)
         .flat_map(|c| &c.ports)
         .filter_map(move |p| {
-            let port = if host_network && p.host_port == 0 { p.container_port } else { p.host_port };
-            let ip = if p.host_ip.is_empty() { "0.0.0.0" } else { p.host_ip.as_str() };
+            let port = if host_network && p.host_port == 0 {
+                p.container_port
+            } else {
+                p.host_port
+            };
+            let ip = if p.host_ip.is_empty() {
+                "0.0.0.0"
+            } else {
+                p.host_ip.as_str()
+            };
             (port != 0).then(|| (port, p.protocol.as_deref().unwrap_or("TCP"), ip))
         })
 }
@@ -119,12 +140,19 @@ mod tests {
 
     #[test]
     fn refuses_with_kubelets_reasons() {
-        let node = Map::from([("cpu".into(), "2".into()), ("pods".into(), "3".into()), ("memory".into(), "1Gi".into())]);
+        let node = Map::from([
+            ("cpu".into(), "2".into()),
+            ("pods".into(), "3".into()),
+            ("memory".into(), "1Gi".into()),
+        ]);
         let cpu = |n: &str| pod(json!({"containers": [{"resources": {"requests": {"cpu": n}}}]}));
         let reason = |p: &Pod, others: &[&Pod]| admit(p, others, &node, &Map::new()).map_err(|v| v.reason);
         assert_eq!(reason(&cpu("1500m"), &[]), Ok(()));
         assert_eq!(reason(&cpu("1500m"), &[&cpu("600m")]), Err("OutOfcpu".into()));
-        assert_eq!(reason(&cpu("1m"), &[&cpu("1m"), &cpu("1m"), &cpu("1m")]), Err("OutOfpods".into()));
+        assert_eq!(
+            reason(&cpu("1m"), &[&cpu("1m"), &cpu("1m"), &cpu("1m")]),
+            Err("OutOfpods".into())
+        );
         let gpu = pod(json!({"containers": [{"resources": {"limits": {"nvidia.com/gpu": "1"}}}]}));
         assert_eq!(reason(&gpu, &[]), Err("OutOfnvidia.com/gpu".into()));
         let port = |n: u16| pod(json!({"containers": [{"ports": [{"containerPort": 80, "hostPort": n}]}]}));
@@ -134,6 +162,9 @@ mod tests {
         assert_eq!(reason(&unsafe_sysctl, &[]), Err("SysctlForbidden".into()));
         let picky = pod(json!({"nodeSelector": {"a": "b"}}));
         let labels = Map::from([("a".into(), "c".into())]);
-        assert_eq!(admit(&picky, &[], &node, &labels).map_err(|v| v.reason), Err("NodeAffinity".into()));
+        assert_eq!(
+            admit(&picky, &[], &node, &labels).map_err(|v| v.reason),
+            Err("NodeAffinity".into())
+        );
     }
 }

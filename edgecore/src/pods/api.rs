@@ -15,8 +15,13 @@ macro_rules! fields {
         $(#[$meta])*
         #[derive(Debug, Clone, Default, PartialEq, Deserialize)]
         #[serde(rename_all = "camelCase", default)]
-        pub struct $name { $($(#[$fmeta])* #[allow(missing_docs, reason = "Kubernetes' own field, documented there")] pub $field: $ty),* }
+        pub struct $name { $($(#[$fmeta])* #[serde(deserialize_with = "or_default")] #[allow(missing_docs, reason = "Kubernetes' own field, documented there")] pub $field: $ty),* }
     };
+}
+
+/// A field that is null is one that is not there.
+fn or_default<'de, T: Default + Deserialize<'de>, D: serde::Deserializer<'de>>(from: D) -> Result<T, D::Error> {
+    Option::<T>::deserialize(from).map(Option::unwrap_or_default)
 }
 
 fields!(
@@ -536,7 +541,10 @@ impl Pod {
 
     /// Whether that container is a plain init container (one that must end).
     pub fn is_init(&self, name: &str) -> bool {
-        self.spec.init_containers.iter().any(|c| c.name == name && !c.is_sidecar())
+        self.spec
+            .init_containers
+            .iter()
+            .any(|c| c.name == name && !c.is_sidecar())
     }
 
     /// Whether the API asked for the pod's end.
@@ -632,7 +640,13 @@ mod tests {
 
     #[test]
     fn pull_policy_defaults_by_tag() {
-        let image = |s: &str| Container { image: s.into(), ..Container::default() }.pull_policy();
+        let image = |s: &str| {
+            Container {
+                image: s.into(),
+                ..Container::default()
+            }
+            .pull_policy()
+        };
         assert_eq!(image("busybox"), PullPolicy::Always);
         assert_eq!(image("r:5000/busybox"), PullPolicy::Always);
         assert_eq!(image("busybox:latest"), PullPolicy::Always);
@@ -650,7 +664,14 @@ mod tests {
         assert!(pod.spec.host_pid);
         assert_eq!(pod.spec.restart_policy, RestartPolicy::Never);
         let c = &pod.spec.containers[0];
-        let port = &c.liveness_probe.as_ref().expect("probe").http_get.as_ref().expect("get").port;
+        let port = &c
+            .liveness_probe
+            .as_ref()
+            .expect("probe")
+            .http_get
+            .as_ref()
+            .expect("get")
+            .port;
         assert_eq!(port.resolve(c), Some(80));
         assert_eq!(pod.grace_seconds(), 30);
     }

@@ -30,7 +30,11 @@ impl Cgroups {
         } else {
             format!("{root}/kubepods")
         };
-        Self { mount: mount.to_owned(), base, driver }
+        Self {
+            mount: mount.to_owned(),
+            base,
+            driver,
+        }
     }
 
     /// The parent that the runtime gets.
@@ -75,7 +79,11 @@ impl Cgroups {
     pub fn ensure(&self, pod: &Pod) {
         let limits = resources::pod_resources(pod);
         let path = self.path(pod);
-        let result = if self.is_v2() { self.ensure_v2(&path, &limits) } else { self.ensure_v1(&path, &limits) };
+        let result = if self.is_v2() {
+            self.ensure_v2(&path, &limits)
+        } else {
+            self.ensure_v1(&path, &limits)
+        };
         if let Err(error) = result {
             tracing::warn!(pod = pod.full_name(), %error, "the pod's cgroup has no limits of its own");
         }
@@ -113,7 +121,10 @@ impl Cgroups {
         }
         write(&folder.join("cpu.weight"), resources::weight(limits.cpu_shares))?;
         if limits.cpu_quota > 0 {
-            std::fs::write(folder.join("cpu.max"), format!("{} {}", limits.cpu_quota, limits.cpu_period))?;
+            std::fs::write(
+                folder.join("cpu.max"),
+                format!("{} {}", limits.cpu_quota, limits.cpu_period),
+            )?;
         }
         if limits.memory_limit > 0 {
             write(&folder.join("memory.max"), limits.memory_limit)?;
@@ -161,19 +172,30 @@ mod tests {
     use serde_json::json;
 
     fn pod(limits: serde_json::Value) -> Pod {
-        serde_json::from_value(json!({"metadata": {"uid": "a-b"}, "spec": {"containers": [{"resources": {"limits": limits}}]}}))
-            .expect("pod")
+        serde_json::from_value(
+            json!({"metadata": {"uid": "a-b"}, "spec": {"containers": [{"resources": {"limits": limits}}]}}),
+        )
+        .expect("pod")
     }
 
     #[test]
     fn parents_by_class_and_driver() {
         let files = Cgroups::new(Path::new("/x"), "", CgroupDriver::Cgroupfs);
         assert_eq!(files.parent(&pod(json!({}))), "/kubepods/besteffort/poda-b");
-        assert_eq!(files.parent(&pod(json!({"cpu": "1", "memory": "1Gi"}))), "/kubepods/poda-b");
+        assert_eq!(
+            files.parent(&pod(json!({"cpu": "1", "memory": "1Gi"}))),
+            "/kubepods/poda-b"
+        );
         let test = Cgroups::new(Path::new("/x"), "kedge-up", CgroupDriver::Cgroupfs);
-        assert_eq!(test.parent(&pod(json!({"cpu": "1"}))), "/kedge-up/kubepods/burstable/poda-b");
+        assert_eq!(
+            test.parent(&pod(json!({"cpu": "1"}))),
+            "/kedge-up/kubepods/burstable/poda-b"
+        );
         let systemd = Cgroups::new(Path::new("/x"), "", CgroupDriver::Systemd);
-        assert_eq!(systemd.parent(&pod(json!({"cpu": "1"}))), "kubepods-burstable-poda_b.slice");
+        assert_eq!(
+            systemd.parent(&pod(json!({"cpu": "1"}))),
+            "kubepods-burstable-poda_b.slice"
+        );
     }
 
     #[test]

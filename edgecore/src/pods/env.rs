@@ -154,7 +154,10 @@ pub fn build(
     let services = service_env(pod, facts);
     let namespace = &pod.metadata.namespace;
     for source in &container.env_from {
-        let pairs = [(Kind::ConfigMap, &source.config_map_ref), (Kind::Secret, &source.secret_ref)];
+        let pairs = [
+            (Kind::ConfigMap, &source.config_map_ref),
+            (Kind::Secret, &source.secret_ref),
+        ];
         for (kind, reference) in pairs {
             let Some(reference) = reference else { continue };
             match objects::data(objects, kind, namespace, &reference.name) {
@@ -236,7 +239,11 @@ fn service_env(_pod: &Pod, facts: &Facts) -> BTreeMap<String, String> {
         return BTreeMap::new();
     }
     let (host, port) = (&facts.api_host, facts.api_port);
-    let bracketed = if host.contains(':') { format!("[{host}]") } else { host.clone() };
+    let bracketed = if host.contains(':') {
+        format!("[{host}]")
+    } else {
+        host.clone()
+    };
     let url = format!("tcp://{bracketed}:{port}");
     let tcp = format!("KUBERNETES_PORT_{port}_TCP");
     BTreeMap::from([
@@ -294,7 +301,12 @@ mod tests {
             "labels": {"a": "1"}, "annotations": {"k": "x\"y\n"}}, "spec": {"containers": [container]}}))
         .expect("pod");
         let objects = MapObjects::default();
-        objects.put("ConfigMap", "ns", "cm", &json!({"data": {"a": "1", "b": "2"}, "binaryData": {"c": "Mw=="}}));
+        objects.put(
+            "ConfigMap",
+            "ns",
+            "cm",
+            &json!({"data": {"a": "1", "b": "2"}, "binaryData": {"c": "Mw=="}}),
+        );
         objects.put("Secret", "ns", "s", &json!({"data": {"p": "c2VjcmV0"}}));
         build(&pod, &pod.spec.containers[0], &facts(), &objects).map(|list| list.into_iter().collect())
     }
@@ -334,9 +346,16 @@ mod tests {
     #[test]
     fn what_is_missing_is_named() {
         let missing = json!({"name": "c", "env": [{"name": "A", "valueFrom": {"configMapKeyRef": {"name": "nope", "key": "k"}}}]});
-        assert_eq!(build_env(missing).expect_err("missing").to_string(), "configmap \"nope\" not found");
-        let key = json!({"name": "c", "env": [{"name": "A", "valueFrom": {"secretKeyRef": {"name": "s", "key": "k"}}}]});
-        assert_eq!(build_env(key).expect_err("key").to_string(), "couldn't find key k in Secret ns/s");
+        assert_eq!(
+            build_env(missing).expect_err("missing").to_string(),
+            "configmap \"nope\" not found"
+        );
+        let key =
+            json!({"name": "c", "env": [{"name": "A", "valueFrom": {"secretKeyRef": {"name": "s", "key": "k"}}}]});
+        assert_eq!(
+            build_env(key).expect_err("key").to_string(),
+            "couldn't find key k in Secret ns/s"
+        );
     }
 
     #[test]

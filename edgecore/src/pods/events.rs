@@ -106,7 +106,10 @@ impl Recorder {
             rows,
             node: node.to_owned(),
             salt: Now::read().wall.as_nanos(),
-            state: Mutex::new(State { waiting, ..State::default() }),
+            state: Mutex::new(State {
+                waiting,
+                ..State::default()
+            }),
             news: Notify::new(),
         })))
     }
@@ -125,7 +128,11 @@ impl Recorder {
                 return;
             }
             if state.seen.len() >= MAX_SEEN {
-                let oldest = state.seen.iter().min_by_key(|(_, e)| e.last).map(|(name, _)| name.clone());
+                let oldest = state
+                    .seen
+                    .iter()
+                    .min_by_key(|(_, e)| e.last)
+                    .map(|(name, _)| name.clone());
                 if let Some(oldest) = oldest {
                     state.seen.remove(&oldest);
                     state.written.remove(&oldest);
@@ -196,7 +203,9 @@ impl Recorder {
             changes.push((row_key(number), Some(value)));
         }
         if state.waiting.len() > MAX_ROWS {
-            state.waiting.retain(|&n| present(n) || changes.iter().any(|(key, _)| key == &row_key(n)));
+            state
+                .waiting
+                .retain(|&n| present(n) || changes.iter().any(|(key, _)| key == &row_key(n)));
             while state.waiting.len() > MAX_ROWS {
                 if let Some(oldest) = state.waiting.pop_front() {
                     changes.push((row_key(oldest), None));
@@ -212,7 +221,11 @@ impl Recorder {
 
     fn render(&self, name: &str, event: &Counted) -> Bytes {
         let about = &event.about;
-        let namespace = if about.namespace.is_empty() { "default" } else { &about.namespace };
+        let namespace = if about.namespace.is_empty() {
+            "default"
+        } else {
+            &about.namespace
+        };
         let mut involved = json!({"kind": about.kind, "apiVersion": "v1", "name": about.name, "uid": about.uid});
         if !about.namespace.is_empty() {
             involved["namespace"] = about.namespace.clone().into();
@@ -280,12 +293,20 @@ mod tests {
     use super::*;
 
     fn about(name: &str) -> Reference {
-        Reference { kind: "Pod".into(), namespace: "d".into(), name: name.into(), uid: name.into(), ..Reference::default() }
+        Reference {
+            kind: "Pod".into(),
+            namespace: "d".into(),
+            name: name.into(),
+            uid: name.into(),
+            ..Reference::default()
+        }
     }
 
     fn read(rows: &Arc<dyn Rows>) -> Vec<serde_json::Value> {
         let all = rows.scan("event/v1/").expect("scan");
-        all.iter().map(|(_, v)| serde_json::from_slice(v).expect("json")).collect()
+        all.iter()
+            .map(|(_, v)| serde_json::from_slice(v).expect("json"))
+            .collect()
     }
 
     #[tokio::test]

@@ -37,7 +37,10 @@ impl PodDir {
     }
     /// The folder of a volume; `plugin` such as `empty-dir`.
     pub fn volume(&self, plugin: &str, name: &str) -> PathBuf {
-        self.root.join("volumes").join(format!("kubernetes.io~{plugin}")).join(name)
+        self.root
+            .join("volumes")
+            .join(format!("kubernetes.io~{plugin}"))
+            .join(name)
     }
     /// Where termination messages of a container are.
     pub fn container(&self, name: &str) -> PathBuf {
@@ -47,7 +50,11 @@ impl PodDir {
 
 /// The host name inside the pod, and its domain, where it has one.
 pub fn hostname(pod: &Pod, cluster_domain: &str) -> (String, String) {
-    let name = if pod.spec.hostname.is_empty() { &pod.metadata.name } else { &pod.spec.hostname };
+    let name = if pod.spec.hostname.is_empty() {
+        &pod.metadata.name
+    } else {
+        &pod.spec.hostname
+    };
     let short: String = name.chars().take(63).collect();
     let short = short.trim_end_matches(['-', '.']).to_owned();
     let domain = if pod.spec.subdomain.is_empty() {
@@ -154,7 +161,9 @@ pub fn termination_message(seen: &Seen) -> String {
         .get(label::MESSAGE_FILE)
         .map(|path| read_tail(Path::new(path), MAX_MESSAGE))
         .unwrap_or_default();
-    let from_log = annotations.get(label::MESSAGE_POLICY).is_some_and(|p| p == "FallbackToLogsOnError");
+    let from_log = annotations
+        .get(label::MESSAGE_POLICY)
+        .is_some_and(|p| p == "FallbackToLogsOnError");
     if !file.is_empty() || !from_log || seen.exit_code() == 0 {
         return file;
     }
@@ -181,7 +190,9 @@ fn log_tail(path: &Path) -> String {
     let mut out = String::new();
     for line in &lines[lines.len().saturating_sub(MAX_LOG_LINES)..] {
         let mut parts = line.splitn(4, ' ');
-        let (Some(tag), Some(text)) = (parts.nth(2), parts.next()) else { continue };
+        let (Some(tag), Some(text)) = (parts.nth(2), parts.next()) else {
+            continue;
+        };
         out.push_str(text);
         if tag.starts_with('F') {
             out.push('\n');
@@ -225,17 +236,31 @@ mod tests {
     use serde_json::json;
 
     fn pod(spec: serde_json::Value) -> Pod {
-        serde_json::from_value(json!({"metadata": {"name": "p", "namespace": "ns", "uid": "u"}, "spec": spec})).expect("pod")
+        serde_json::from_value(json!({"metadata": {"name": "p", "namespace": "ns", "uid": "u"}, "spec": spec}))
+            .expect("pod")
     }
 
     #[test]
     fn hosts_names_the_pod_and_its_aliases() {
-        let facts = Facts { pod_ips: vec!["10.1.1.1".into()], ..Facts::default() };
-        let p = pod(json!({"subdomain": "svc", "hostname": "h", "hostAliases": [{"ip": "1.2.3.4", "hostnames": ["a", "b"]}]}));
+        let facts = Facts {
+            pod_ips: vec!["10.1.1.1".into()],
+            ..Facts::default()
+        };
+        let p = pod(
+            json!({"subdomain": "svc", "hostname": "h", "hostAliases": [{"ip": "1.2.3.4", "hostnames": ["a", "b"]}]}),
+        );
         let text = hosts(&p, &facts, "cluster.local", "");
         assert!(text.contains("10.1.1.1\th.svc.ns.svc.cluster.local\th\n"), "{text}");
-        assert!(text.ends_with("# Entries added by HostAliases.\n1.2.3.4\ta\tb\n"), "{text}");
-        let host = hosts(&pod(json!({"hostNetwork": true})), &facts, "cluster.local", "127.0.0.1 x\n");
+        assert!(
+            text.ends_with("# Entries added by HostAliases.\n1.2.3.4\ta\tb\n"),
+            "{text}"
+        );
+        let host = hosts(
+            &pod(json!({"hostNetwork": true})),
+            &facts,
+            "cluster.local",
+            "127.0.0.1 x\n",
+        );
         assert!(host.ends_with("(host network).\n127.0.0.1 x\n"), "{host}");
     }
 
@@ -245,12 +270,31 @@ mod tests {
         let cluster = ["10.96.0.10".to_owned()];
         let first = dns(&pod(json!({})), &cluster, "cluster.local", node);
         assert_eq!(first.servers, cluster);
-        assert_eq!(first.searches, ["ns.svc.cluster.local", "svc.cluster.local", "cluster.local", "example.com"]);
-        assert_eq!(dns(&pod(json!({"hostNetwork": true})), &cluster, "c", node).servers, ["9.9.9.9"]);
+        assert_eq!(
+            first.searches,
+            [
+                "ns.svc.cluster.local",
+                "svc.cluster.local",
+                "cluster.local",
+                "example.com"
+            ]
+        );
+        assert_eq!(
+            dns(&pod(json!({"hostNetwork": true})), &cluster, "c", node).servers,
+            ["9.9.9.9"]
+        );
         assert_eq!(dns(&pod(json!({})), &[], "c", node).servers, ["9.9.9.9"]);
-        let none = pod(json!({"dnsPolicy": "None", "dnsConfig": {"nameservers": ["1.1.1.1"], "options": [{"name": "ndots", "value": "2"}, {"name": "debug"}]}}));
+        let none = pod(
+            json!({"dnsPolicy": "None", "dnsConfig": {"nameservers": ["1.1.1.1"], "options": [{"name": "ndots", "value": "2"}, {"name": "debug"}]}}),
+        );
         let config = dns(&none, &cluster, "c", node);
-        assert_eq!((config.servers, config.options), (vec!["1.1.1.1".to_owned()], vec!["ndots:2".to_owned(), "debug".to_owned()]));
+        assert_eq!(
+            (config.servers, config.options),
+            (
+                vec!["1.1.1.1".to_owned()],
+                vec!["ndots:2".to_owned(), "debug".to_owned()]
+            )
+        );
     }
 
     #[test]

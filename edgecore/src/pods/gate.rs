@@ -47,7 +47,11 @@ pub struct Permit(Option<Gate>);
 impl Gate {
     /// A gate for `size` starts at a time.
     pub fn new(size: usize) -> Self {
-        Self(Arc::new(Mutex::new(State { free: size.max(1), sequence: 0, queue: BinaryHeap::new() })))
+        Self(Arc::new(Mutex::new(State {
+            free: size.max(1),
+            sequence: 0,
+            queue: BinaryHeap::new(),
+        })))
     }
 
     /// Waits for a permit. Cancel safe.
@@ -61,7 +65,11 @@ impl Gate {
             state.sequence += 1;
             let sequence = state.sequence;
             let (grant, granted) = oneshot::channel();
-            state.queue.push(Waiter { priority, sequence, grant });
+            state.queue.push(Waiter {
+                priority,
+                sequence,
+                grant,
+            });
             granted
         };
         match granted.await {

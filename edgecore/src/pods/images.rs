@@ -33,15 +33,20 @@ pub enum Outcome {
 }
 
 fn failed(reason: &str, message: String) -> Outcome {
-    Outcome::Failed(Waiting { reason: reason.to_owned(), message })
+    Outcome::Failed(Waiting {
+        reason: reason.to_owned(),
+        message,
+    })
 }
 
 /// Has the image here by the container's pull policy.
 pub async fn ensure(shared: &Shared, pod: &Pod, container: &Container) -> Outcome {
     let image = container.image.as_str();
     if !is_reference(image) {
-        let message = format!("Failed to apply default image tag \"{image}\": couldn't parse image name \"{image}\": invalid reference format");
-        shared.event(pod, Some(container), Severity::Warning, "InspectFailed", &message);
+        let message = format!(
+            "Failed to apply default image tag \"{image}\": couldn't parse image name \"{image}\": invalid reference format"
+        );
+        shared.event((pod, Some(container)), Severity::Warning, "InspectFailed", &message);
         return failed("InvalidImageName", message);
     }
     let present = match shared.runtime.image_status(image).await {
@@ -51,12 +56,12 @@ pub async fn ensure(shared: &Shared, pod: &Pod, container: &Container) -> Outcom
     match (container.pull_policy(), present) {
         (PullPolicy::Never | PullPolicy::IfNotPresent, Some(here)) => {
             let message = format!("Container image \"{image}\" already present on machine");
-            shared.event(pod, Some(container), Severity::Normal, "Pulled", &message);
+            shared.event((pod, Some(container)), Severity::Normal, "Pulled", &message);
             Outcome::Ready(reference(&here, image))
         }
         (PullPolicy::Never, None) => {
             let message = format!("Container image \"{image}\" is not present with pull policy of Never");
-            shared.event(pod, Some(container), Severity::Warning, "ErrImageNeverPull", &message);
+            shared.event((pod, Some(container)), Severity::Warning, "ErrImageNeverPull", &message);
             failed("ErrImageNeverPull", message)
         }
         (PullPolicy::Always | PullPolicy::IfNotPresent, _) => pull(shared, pod, container).await,
@@ -65,22 +70,29 @@ pub async fn ensure(shared: &Shared, pod: &Pod, container: &Container) -> Outcom
 
 async fn pull(shared: &Shared, pod: &Pod, container: &Container) -> Outcome {
     let image = container.image.as_str();
-    shared.event(pod, Some(container), Severity::Normal, "Pulling", &format!("Pulling image \"{image}\""));
+    shared.event(
+        (pod, Some(container)),
+        Severity::Normal,
+        "Pulling",
+        &format!("Pulling image \"{image}\""),
+    );
     let recorded = recorded(shared, pod, container).await;
     let started = tokio::time::Instant::now();
     let attempt = try_pull(shared, pod, image);
     let result = match &recorded {
         None => attempt.await,
-        Some(_) => tokio::time::timeout(REGISTRY_PATIENCE, attempt).await.unwrap_or_else(|_| {
-            let said = "the registry did not answer in time";
-            Err(cri::Error::new("PullImage", image, ErrorKind::Deadline, said))
-        }),
+        Some(_) => tokio::time::timeout(REGISTRY_PATIENCE, attempt)
+            .await
+            .unwrap_or_else(|_| {
+                let said = "the registry did not answer in time";
+                Err(cri::Error::new("PullImage", image, ErrorKind::Deadline, said))
+            }),
     };
     match result {
         Ok(reference) => {
             let took = started.elapsed();
             let message = format!("Successfully pulled image \"{image}\" in {}ms", took.as_millis());
-            shared.event(pod, Some(container), Severity::Normal, "Pulled", &message);
+            shared.event((pod, Some(container)), Severity::Normal, "Pulled", &message);
             Outcome::Ready(reference)
         }
         Err(error) => {
@@ -89,13 +101,21 @@ async fn pull(shared: &Shared, pod: &Pod, container: &Container) -> Outcome {
                 ErrorKind::NotFound | ErrorKind::Unauthorized | ErrorKind::InvalidArgument
             );
             if let Some(reference) = recorded.filter(|_| out_of_reach) {
-                let message = format!("Registry out of reach ({}); starting \"{image}\" from {reference}, which ran here before", error.message);
-                shared.event(pod, Some(container), Severity::Warning, "PulledFromRecord", &message);
+                let message = format!(
+                    "Registry out of reach ({}); starting \"{image}\" from {reference}, which ran here before",
+                    error.message
+                );
+                shared.event((pod, Some(container)), Severity::Warning, "PulledFromRecord", &message);
                 return Outcome::Ready(reference);
             }
             let message = format!("Failed to pull image \"{image}\": {}", error.message);
-            shared.event(pod, Some(container), Severity::Warning, "Failed", &message);
-            shared.event(pod, Some(container), Severity::Warning, "Failed", "Error: ErrImagePull");
+            shared.event((pod, Some(container)), Severity::Warning, "Failed", &message);
+            shared.event(
+                (pod, Some(container)),
+                Severity::Warning,
+                "Failed",
+                "Error: ErrImagePull",
+            );
             failed("ErrImagePull", error.message)
         }
     }
@@ -105,7 +125,11 @@ async fn pull(shared: &Shared, pod: &Pod, container: &Container) -> Outcome {
 async fn try_pull(shared: &Shared, pod: &Pod, image: &str) -> cri::Result<String> {
     let mut last = None;
     let credentials = credentials(&shared.rows, pod, image);
-    for auth in credentials.iter().map(Some).chain(credentials.is_empty().then_some(None)) {
+    for auth in credentials
+        .iter()
+        .map(Some)
+        .chain(credentials.is_empty().then_some(None))
+    {
         match shared.runtime.pull_image(&ImageSpec::from(image), auth, None).await {
             Ok(reference) => return Ok(reference),
             Err(error) => last = Some(error),
@@ -120,7 +144,10 @@ fn key(pod: &Pod, container: &str) -> String {
 
 /// The row that remembers what a container runs: `image name, newline, reference`.
 pub fn record(pod: &Pod, container: &Container, reference: &str) -> (String, Option<Bytes>) {
-    (key(pod, &container.name), Some(format!("{}\n{reference}", container.image).into()))
+    (
+        key(pod, &container.name),
+        Some(format!("{}\n{reference}", container.image).into()),
+    )
 }
 
 /// What this pod's container last ran under the same image name, if the runtime still has it.
@@ -136,7 +163,11 @@ async fn recorded(shared: &Shared, pod: &Pod, container: &Container) -> Option<S
 }
 
 fn reference(image: &cri::Image, asked: &str) -> String {
-    if image.id.is_empty() { asked.to_owned() } else { image.id.clone() }
+    if image.id.is_empty() {
+        asked.to_owned()
+    } else {
+        image.id.clone()
+    }
 }
 
 /// Whether a text can be an image name (distribution's reference grammar, roughly: what is refused here is refused there).
@@ -147,8 +178,12 @@ fn is_reference(image: &str) -> bool {
     !image.is_empty()
         && image.len() <= 4096
         && !repository.is_empty()
-        && repository.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || "._-".contains(c))
-        && image.chars().all(|c| c.is_ascii_alphanumeric() || "._-/:@+[]".contains(c))
+        && repository
+            .chars()
+            .all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || "._-".contains(c))
+        && image
+            .chars()
+            .all(|c| c.is_ascii_alphanumeric() || "._-/:@+[]".contains(c))
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -177,7 +212,9 @@ fn credentials(objects: &dyn Objects, pod: &Pod, image: &str) -> Vec<Auth> {
         let config = if let Some(text) = data.get(".dockerconfigjson") {
             serde_json::from_slice::<DockerConfig>(text).unwrap_or_default()
         } else if let Some(text) = data.get(".dockercfg") {
-            DockerConfig { auths: serde_json::from_slice(text).unwrap_or_default() }
+            DockerConfig {
+                auths: serde_json::from_slice(text).unwrap_or_default(),
+            }
         } else {
             continue;
         };
@@ -213,11 +250,22 @@ fn auth(server: String, entry: Entry) -> Auth {
 /// How much of an image's name an entry of a Docker configuration covers; None if it is for another registry.
 fn fits(server: &str, image: &str) -> Option<usize> {
     let server = server.trim_start_matches("https://").trim_start_matches("http://");
-    let server = server.trim_end_matches('/').trim_end_matches("/v1").trim_end_matches("/v2");
+    let server = server
+        .trim_end_matches('/')
+        .trim_end_matches("/v1")
+        .trim_end_matches("/v2");
     let (first, _) = image.split_once('/').unwrap_or(("", image));
     let has_registry = first.contains(['.', ':']) || first == "localhost";
-    let full = if has_registry { image.to_owned() } else { format!("docker.io/{image}") };
-    let server = if server == "index.docker.io" { "docker.io" } else { server };
+    let full = if has_registry {
+        image.to_owned()
+    } else {
+        format!("docker.io/{image}")
+    };
+    let server = if server == "index.docker.io" {
+        "docker.io"
+    } else {
+        server
+    };
     let (want, host) = (server.split('/').next()?, full.split('/').next()?);
     let host_fits = match want.strip_prefix("*.") {
         Some(suffix) => host.split_once('.').is_some_and(|(_, rest)| rest == suffix),
@@ -244,12 +292,23 @@ mod tests {
         assert!(fits("https://index.docker.io/v1/", "busybox").is_some());
         assert!(fits("*.example.com", "a.example.com/x").is_some());
         assert!(fits("r.io/team", "r.io/teams/x").is_none());
-        let pod: Pod = serde_json::from_value(json!({"metadata": {"namespace": "n"}, "spec": {"imagePullSecrets": [{"name": "s"}, {"name": "none"}]}})).expect("pod");
+        let pod: Pod = serde_json::from_value(
+            json!({"metadata": {"namespace": "n"}, "spec": {"imagePullSecrets": [{"name": "s"}, {"name": "none"}]}}),
+        )
+        .expect("pod");
         let objects = MapObjects::default();
         let config = json!({"auths": {"r.io": {"auth": STANDARD.encode("u:p:q")}, "r.io/team": {"username": "t", "password": "x"}}}).to_string();
-        objects.put("Secret", "n", "s", &json!({"data": {".dockerconfigjson": STANDARD.encode(config)}}));
+        objects.put(
+            "Secret",
+            "n",
+            "s",
+            &json!({"data": {".dockerconfigjson": STANDARD.encode(config)}}),
+        );
         let found = credentials(&objects, &pod, "r.io/team/image:1");
-        assert_eq!(found.iter().map(|a| a.username.as_str()).collect::<Vec<_>>(), ["t", "u"]);
+        assert_eq!(
+            found.iter().map(|a| a.username.as_str()).collect::<Vec<_>>(),
+            ["t", "u"]
+        );
         assert_eq!(found[1].password, "p:q");
     }
 

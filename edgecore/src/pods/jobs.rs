@@ -61,7 +61,11 @@ pub fn facts(shared: &Shared, pod: &Pod, pod_ips: &[String]) -> Facts {
     let node = shared.node.borrow().clone();
     Facts {
         node_name: shared.config.node_name.clone(),
-        pod_ips: if pod.spec.host_network { node.host_ips.clone() } else { pod_ips.to_vec() },
+        pod_ips: if pod.spec.host_network {
+            node.host_ips.clone()
+        } else {
+            pod_ips.to_vec()
+        },
         host_ips: node.host_ips.clone(),
         allocatable: node.allocatable.clone(),
         api_host: shared.config.api_host.clone(),
@@ -85,7 +89,7 @@ pub async fn set_up_volumes(shared: Arc<Shared>, pod: Arc<Pod>) -> Outcome {
     .await
     .unwrap_or_else(|error| Err(error.to_string()));
     if let Err(message) = &made {
-        shared.event(&pod, None, Severity::Warning, "FailedMount", message);
+        shared.event((&pod, None), Severity::Warning, "FailedMount", message);
     }
     Outcome::Volumes(made.map(|()| due))
 }
@@ -108,13 +112,27 @@ pub async fn refresh_volumes(shared: Arc<Shared>, pod: Arc<Pod>) -> Outcome {
 fn with_source<T>(shared: &Shared, pod: &Pod, tokens: &Tokens, run: impl FnOnce(&Source<'_>) -> T) -> T {
     let dir = dir(shared, pod);
     let facts = facts(shared, pod, &[]);
-    run(&Source { pod, dir: &dir, objects: &shared.rows, facts: &facts, tokens })
+    run(&Source {
+        pod,
+        dir: &dir,
+        objects: &shared.rows,
+        facts: &facts,
+        tokens,
+    })
 }
 
 fn make_folders(dir: &PodDir) -> std::io::Result<()> {
-    for folder in [&dir.root, &dir.root.join("volumes"), &dir.root.join("containers"), &dir.logs] {
+    for folder in [
+        &dir.root,
+        &dir.root.join("volumes"),
+        &dir.root.join("containers"),
+        &dir.logs,
+    ] {
         std::fs::create_dir_all(folder)?;
-        std::fs::set_permissions(folder, std::fs::Permissions::from_mode(if folder == &dir.logs { 0o755 } else { 0o750 }))?;
+        std::fs::set_permissions(
+            folder,
+            std::fs::Permissions::from_mode(if folder == &dir.logs { 0o755 } else { 0o750 }),
+        )?;
     }
     Ok(())
 }
@@ -124,7 +142,7 @@ pub async fn run_sandbox(shared: Arc<Shared>, pod: Arc<Pod>, observed: Observed,
     let result = try_sandbox(&shared, &pod, &observed, attempt).await;
     if let Err(message) = &result {
         let text = format!("Failed to create pod sandbox: {message}");
-        shared.event(&pod, None, Severity::Warning, "FailedCreatePodSandBox", &text);
+        shared.event((&pod, None), Severity::Warning, "FailedCreatePodSandBox", &text);
     }
     Outcome::Sandbox(result)
 }
@@ -149,7 +167,10 @@ fn handler(shared: &Shared, pod: &Pod) -> Result<String, String> {
     let Some(class) = pod.spec.runtime_class_name.as_deref().filter(|c| !c.is_empty()) else {
         return Ok(String::new());
     };
-    let row = shared.rows.get(&super::rows::object_key("RuntimeClass", "-", class)).map_err(|e| e.to_string())?;
+    let row = shared
+        .rows
+        .get(&super::rows::object_key("RuntimeClass", "-", class))
+        .map_err(|e| e.to_string())?;
     let row = row.ok_or_else(|| format!("failed to get sandbox runtime: RuntimeClass \"{class}\" not found"))?;
     let object: serde_json::Value = serde_json::from_slice(&row).map_err(|e| e.to_string())?;
     Ok(object["handler"].as_str().unwrap_or_default().to_owned())
@@ -175,7 +196,7 @@ pub async fn start(shared: Arc<Shared>, pod: Arc<Pod>, observed: Observed, start
         Ok(id) => Outcome::Started(name, id),
         Err(waiting) => {
             let message = format!("Error: {}", waiting.message);
-            shared.event(&pod, Some(container), Severity::Warning, "Failed", &message);
+            shared.event((&pod, Some(container)), Severity::Warning, "Failed", &message);
             Outcome::NotStarted(name, waiting)
         }
     }
@@ -188,11 +209,20 @@ async fn try_start(
     start: &Start,
 ) -> Result<String, Waiting> {
     let say = |reason: &'static str| {
-        move |message: String| Waiting { reason: reason.to_owned(), message }
+        move |message: String| Waiting {
+            reason: reason.to_owned(),
+            message,
+        }
     };
-    let sandbox = observed.ready_sandbox().ok_or_else(|| say("CreateContainerError")("the sandbox is gone".to_owned()))?;
-    let mut given = given(shared, pod, container, (observed, start)).await.map_err(say("CreateContainerConfigError"))?;
-    given.target_id = observed.current(&container.target_container_name).map(|s| s.status.id.clone());
+    let sandbox = observed
+        .ready_sandbox()
+        .ok_or_else(|| say("CreateContainerError")("the sandbox is gone".to_owned()))?;
+    let mut given = given(shared, pod, container, (observed, start))
+        .await
+        .map_err(say("CreateContainerConfigError"))?;
+    given.target_id = observed
+        .current(&container.target_container_name)
+        .map(|s| s.status.id.clone());
     let config = spec::container(pod, container, &shared.config, (start, given))
         .map_err(|e| say("CreateContainerConfigError")(e.to_string()))?;
     let sandbox_config = spec::sandbox(pod, &shared.config, &shared.cgroups, sandbox.metadata.attempt);
@@ -202,16 +232,19 @@ async fn try_start(
         .await
         .map_err(|e| say("CreateContainerError")(e.message))?;
     let text = format!("Created container: {}", container.name);
-    shared.event(pod, Some(container), Severity::Normal, "Created", &text);
+    shared.event((pod, Some(container)), Severity::Normal, "Created", &text);
     shared
         .runtime
         .start_container(&id)
         .await
         .map_err(|e| say("RunContainerError")(e.message))?;
     let text = format!("Started container {}", container.name);
-    shared.event(pod, Some(container), Severity::Normal, "Started", &text);
+    shared.event((pod, Some(container)), Severity::Normal, "Started", &text);
     link_log(shared, pod, container, (&id, start.attempt));
-    let recorded = shared.rows.commit(vec![images::record(pod, container, &start.image_ref)]).await;
+    let recorded = shared
+        .rows
+        .commit(vec![images::record(pod, container, &start.image_ref)])
+        .await;
     if let Err(error) = recorded {
         tracing::warn!(pod = pod.full_name(), %error, "the image's digest is not recorded");
     }
@@ -227,7 +260,11 @@ async fn given(
     let ips = observed.ready_sandbox().map(|s| s.ips.clone()).unwrap_or_default();
     let facts = facts(shared, pod, &ips);
     let env = env::build(pod, container, &facts, &shared.rows).map_err(|e| e.to_string())?;
-    let image = shared.runtime.image_status(&start.image_ref).await.map_err(|e| e.message)?;
+    let image = shared
+        .runtime
+        .image_status(&start.image_ref)
+        .await
+        .map_err(|e| e.message)?;
     let (shared2, pod2, container2) = (shared.clone(), pod.clone(), container.clone());
     let attempt = start.attempt;
     let (env, made) = tokio::task::spawn_blocking(move || {
@@ -238,7 +275,15 @@ async fn given(
     .map_err(|e| e.to_string())?;
     let (mounts, devices, message_file) = made.map_err(|e| e.to_string())?;
     let memory = shared.node.borrow().memory_bytes();
-    Ok(Given { env, mounts, devices, message_file, image: image.unwrap_or_default(), node_memory: memory, target_id: None })
+    Ok(Given {
+        env,
+        mounts,
+        devices,
+        message_file,
+        image: image.unwrap_or_default(),
+        node_memory: memory,
+        target_id: None,
+    })
 }
 
 type Files = (Vec<cri::Mount>, Vec<cri::Device>, String);
@@ -275,9 +320,17 @@ fn make_files(
 
 /// `<logs>/../containers/<pod>_<namespace>_<container>-<id>.log`, which log shippers read.
 fn link_log(shared: &Shared, pod: &Pod, container: &Container, (id, attempt): (&str, u32)) {
-    let Some(folder) = &shared.config.container_logs_dir else { return };
-    let log = dir(shared, pod).logs.join(&container.name).join(format!("{attempt}.log"));
-    let name = format!("{}_{}_{}-{id}.log", pod.metadata.name, pod.metadata.namespace, container.name);
+    let Some(folder) = &shared.config.container_logs_dir else {
+        return;
+    };
+    let log = dir(shared, pod)
+        .logs
+        .join(&container.name)
+        .join(format!("{attempt}.log"));
+    let name = format!(
+        "{}_{}_{}-{id}.log",
+        pod.metadata.name, pod.metadata.namespace, container.name
+    );
     let linked = std::fs::create_dir_all(folder).and_then(|()| std::os::unix::fs::symlink(log, folder.join(name)));
     if let Err(error) = linked {
         tracing::debug!(pod = pod.full_name(), %error, "no link to the container's log");
@@ -287,14 +340,24 @@ fn link_log(shared: &Shared, pod: &Pod, container: &Container, (id, attempt): (&
 /// Runs a container's postStart hook.
 pub async fn post_start(shared: Arc<Shared>, pod: Arc<Pod>, target: Target) -> Outcome {
     let name = target.container.name.clone();
-    let handler = target.container.lifecycle.clone().and_then(|l| l.post_start).unwrap_or_default();
+    let handler = target
+        .container
+        .lifecycle
+        .clone()
+        .and_then(|l| l.post_start)
+        .unwrap_or_default();
     // kubelet waits for ever; a hook that outlives a day is not coming back.
     let limit = Duration::from_secs(24 * 3600);
     let good = match act::hook(&*shared.runtime, &target, &handler, limit).await {
         Answer::Success => true,
         Answer::Failure(text) | Answer::Error(text) => {
             let message = format!("PostStartHook failed: {text}");
-            shared.event(&pod, Some(&target.container), Severity::Warning, "FailedPostStartHook", &message);
+            shared.event(
+                (&pod, Some(&target.container)),
+                Severity::Warning,
+                "FailedPostStartHook",
+                &message,
+            );
             false
         }
     };
@@ -304,17 +367,29 @@ pub async fn post_start(shared: Arc<Shared>, pod: Arc<Pod>, target: Target) -> O
 /// Stops a container: preStop hook, SIGTERM, what is left of the grace period, SIGKILL.
 pub async fn kill(shared: Arc<Shared>, pod: Arc<Pod>, (kill, ip): (Kill, String)) -> Outcome {
     let container = pod.container(&kill.name);
-    shared.event(&pod, container, Severity::Normal, "Killing", &kill.message);
+    shared.event((&pod, container), Severity::Normal, "Killing", &kill.message);
     let mut left = kill.grace;
-    let hook = container.and_then(|c| c.lifecycle.as_ref()).and_then(|l| l.pre_stop.clone());
+    let hook = container
+        .and_then(|c| c.lifecycle.as_ref())
+        .and_then(|l| l.pre_stop.clone());
     if let (Some(handler), Some(container)) = (hook, container)
         && !left.is_zero()
     {
         let started = tokio::time::Instant::now();
-        let target = Target { id: kill.id.clone(), ip, container: container.clone() };
-        if let Answer::Failure(text) | Answer::Error(text) = act::hook(&*shared.runtime, &target, &handler, left).await {
+        let target = Target {
+            id: kill.id.clone(),
+            ip,
+            container: container.clone(),
+        };
+        if let Answer::Failure(text) | Answer::Error(text) = act::hook(&*shared.runtime, &target, &handler, left).await
+        {
             let message = format!("PreStopHook failed: {text}");
-            shared.event(&pod, Some(container), Severity::Warning, "FailedPreStopHook", &message);
+            shared.event(
+                (&pod, Some(container)),
+                Severity::Warning,
+                "FailedPreStopHook",
+                &message,
+            );
         }
         left = left.saturating_sub(started.elapsed());
     }
@@ -390,5 +465,9 @@ async fn forget_rows(shared: &Shared, pod: &Pod) -> Result<(), super::rows::RowE
     for prefix in [local_prefix(uid), format!("local/v1/token/{uid}/")] {
         changes.extend(shared.rows.scan(&prefix)?.into_iter().map(|(key, _)| (key, None)));
     }
-    if changes.is_empty() { Ok(()) } else { shared.rows.commit(changes).await }
+    if changes.is_empty() {
+        Ok(())
+    } else {
+        shared.rows.commit(changes).await
+    }
 }

@@ -183,7 +183,13 @@ impl Memory {
             Some(b) if exit.saturating_sub(b.updated) <= BACKOFF_RESET => (b.delay * 2).min(BACKOFF_MAX),
             _ => BACKOFF_START,
         };
-        self.backoff.insert(name.to_owned(), Backoff { delay, updated: now.boottime });
+        self.backoff.insert(
+            name.to_owned(),
+            Backoff {
+                delay,
+                updated: now.boottime,
+            },
+        );
     }
 
     /// Notes that an image could not be had, and when to try again.
@@ -193,7 +199,8 @@ impl Memory {
             _ => BACKOFF_START,
         };
         let until = now.boottime + delay;
-        self.images.insert(name.to_owned(), Image::Failed { waiting, until, delay });
+        self.images
+            .insert(name.to_owned(), Image::Failed { waiting, until, delay });
     }
 }
 
@@ -202,7 +209,10 @@ mod tests {
     use super::*;
 
     fn at(secs: u64) -> Now {
-        Now { boottime: Duration::from_secs(secs), wall: Duration::from_secs(secs) }
+        Now {
+            boottime: Duration::from_secs(secs),
+            wall: Duration::from_secs(secs),
+        }
     }
 
     #[test]

@@ -13,7 +13,7 @@ pub trait Objects: std::fmt::Debug + Send + Sync {
     ///
     /// # Errors
     /// When the store cannot be read.
-    fn get(&self, kind: &str, namespace: &str, name: &str) -> Result<Option<Bytes>, ObjectError>;
+    fn object(&self, kind: &str, namespace: &str, name: &str) -> Result<Option<Bytes>, ObjectError>;
 }
 
 /// An object could not be had.
@@ -92,8 +92,11 @@ struct Raw {
 /// [`ObjectError::NotFound`] when it is not here, [`ObjectError::Unreadable`] when it makes no sense.
 pub fn data(objects: &dyn Objects, kind: Kind, namespace: &str, name: &str) -> Result<Data, ObjectError> {
     let bytes = objects
-        .get(kind.as_str(), namespace, name)?
-        .ok_or_else(|| ObjectError::NotFound { kind: kind.lower(), name: name.to_owned() })?;
+        .object(kind.as_str(), namespace, name)?
+        .ok_or_else(|| ObjectError::NotFound {
+            kind: kind.lower(),
+            name: name.to_owned(),
+        })?;
     let unreadable = |message: String| ObjectError::Unreadable {
         kind: kind.as_str().to_owned(),
         name: name.to_owned(),
@@ -103,7 +106,11 @@ pub fn data(objects: &dyn Objects, kind: Kind, namespace: &str, name: &str) -> R
     let decode = |text: String| STANDARD.decode(text).map_err(|e| unreadable(e.to_string()));
     let mut out = Data::new();
     for (key, text) in raw.data.unwrap_or_default() {
-        let value = if kind == Kind::Secret { decode(text)? } else { text.into_bytes() };
+        let value = if kind == Kind::Secret {
+            decode(text)?
+        } else {
+            text.into_bytes()
+        };
         out.insert(key, value);
     }
     for (key, text) in raw.binary_data.unwrap_or_default() {
@@ -124,13 +131,21 @@ impl MapObjects {
         self.0.lock().expect("lock").insert(key, value.to_string().into());
     }
     pub(crate) fn remove(&self, kind: &str, namespace: &str, name: &str) {
-        self.0.lock().expect("lock").remove(&format!("{kind}/{namespace}/{name}"));
+        self.0
+            .lock()
+            .expect("lock")
+            .remove(&format!("{kind}/{namespace}/{name}"));
     }
 }
 
 #[cfg(test)]
 impl Objects for MapObjects {
-    fn get(&self, kind: &str, namespace: &str, name: &str) -> Result<Option<Bytes>, ObjectError> {
-        Ok(self.0.lock().expect("lock").get(&format!("{kind}/{namespace}/{name}")).cloned())
+    fn object(&self, kind: &str, namespace: &str, name: &str) -> Result<Option<Bytes>, ObjectError> {
+        Ok(self
+            .0
+            .lock()
+            .expect("lock")
+            .get(&format!("{kind}/{namespace}/{name}"))
+            .cloned())
     }
 }

@@ -56,7 +56,11 @@ impl Seen {
     }
     /// 0 for success.
     pub fn exit_code(&self) -> i32 {
-        if self.status.state == ContainerState::Unknown { 137 } else { self.status.exit_code }
+        if self.status.state == ContainerState::Unknown {
+            137
+        } else {
+            self.status.exit_code
+        }
     }
 }
 
@@ -78,13 +82,22 @@ impl Observed {
     /// When the runtime does not answer.
     pub async fn read(runtime: &dyn Runtime, uid: &str, known: &Self) -> cri::Result<Self> {
         let labels = StringMap::from([(label::POD_UID.to_owned(), uid.to_owned())]);
-        let filter = SandboxFilter { labels: labels.clone(), ..SandboxFilter::default() };
+        let filter = SandboxFilter {
+            labels: labels.clone(),
+            ..SandboxFilter::default()
+        };
         let mut sandboxes = runtime.list_sandboxes(&filter).await?;
         sandboxes.sort_by_key(|s| std::cmp::Reverse((s.metadata.attempt, s.created_at)));
-        let filter = cri::ContainerFilter { labels, ..cri::ContainerFilter::default() };
+        let filter = cri::ContainerFilter {
+            labels,
+            ..cri::ContainerFilter::default()
+        };
         let mut containers = Vec::new();
         for listed in runtime.list_containers(&filter).await? {
-            let before = known.containers.iter().find(|c| c.status.id == listed.id && c.is_over());
+            let before = known
+                .containers
+                .iter()
+                .find(|c| c.status.id == listed.id && c.is_over());
             let status = match before {
                 Some(seen) if listed.state == seen.status.state => seen.status.clone(),
                 _ => match runtime.container_status(&listed.id).await {
@@ -93,7 +106,10 @@ impl Observed {
                     Err(error) => return Err(error),
                 },
             };
-            containers.push(Seen { sandbox_id: listed.sandbox_id, status });
+            containers.push(Seen {
+                sandbox_id: listed.sandbox_id,
+                status,
+            });
         }
         containers.sort_by_key(|c| std::cmp::Reverse((c.status.created_at, c.status.metadata.attempt)));
         let mut sandboxes = sandboxes.into_iter();
@@ -105,7 +121,11 @@ impl Observed {
             },
             None => None,
         };
-        Ok(Self { sandbox, old_sandboxes: sandboxes.collect(), containers })
+        Ok(Self {
+            sandbox,
+            old_sandboxes: sandboxes.collect(),
+            containers,
+        })
     }
 
     /// The newest sandbox, if containers can be started in it.
@@ -126,7 +146,10 @@ impl Observed {
 
     /// All sandbox ids, newest first.
     pub fn sandbox_ids(&self) -> impl Iterator<Item = &String> {
-        self.sandbox.iter().map(|s| &s.id).chain(self.old_sandboxes.iter().map(|s| &s.id))
+        self.sandbox
+            .iter()
+            .map(|s| &s.id)
+            .chain(self.old_sandboxes.iter().map(|s| &s.id))
     }
 
     /// Whether anything of the pod may use CPU, memory or an address.

@@ -10,7 +10,7 @@ use std::time::Duration;
 use super::api::{Container, Pod, RestartPolicy};
 use super::memory::{Image, Memory, Step};
 use super::observed::Seen;
-use super::status::{Inputs, is_initialized, is_started, restarts};
+use super::status::{Inputs, PULL_ERROR_SHOWN, has_run, is_initialized, is_started, restarts};
 
 /// One thing to do.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -81,7 +81,12 @@ impl Plan {
 
 /// Makes the plan.
 pub fn plan(inputs: Inputs<'_>) -> Plan {
-    let Inputs { pod, observed, memory, now } = inputs;
+    let Inputs {
+        pod,
+        observed,
+        memory,
+        now,
+    } = inputs;
     let mut plan = Plan::default();
     if let Some(started) = memory.started_at
         && let Some(limit) = pod.spec.active_deadline_seconds
@@ -134,7 +139,12 @@ fn is_done(inputs: Inputs<'_>) -> bool {
 }
 
 fn end(inputs: Inputs<'_>, plan: &mut Plan) {
-    let Inputs { pod, observed, memory, now } = inputs;
+    let Inputs {
+        pod,
+        observed,
+        memory,
+        now,
+    } = inputs;
     let remove = pod.is_deleted() || memory.removed;
     let running: Vec<&Seen> = observed.containers.iter().filter(|c| c.is_running()).collect();
     if running.is_empty() {
@@ -148,19 +158,36 @@ fn end(inputs: Inputs<'_>, plan: &mut Plan) {
         return;
     }
     let whole = Duration::from_secs(pod.grace_seconds().unsigned_abs());
-    let elapsed = memory.ending.map_or(Duration::ZERO, |since| now.boottime.saturating_sub(since));
+    let elapsed = memory
+        .ending
+        .map_or(Duration::ZERO, |since| now.boottime.saturating_sub(since));
     // Sidecars go last, in reverse order; what is left of the grace period is theirs, but at least kubelet's 2 s.
-    let left = if whole.is_zero() { whole } else { whole.saturating_sub(elapsed).max(Duration::from_secs(2)) };
-    let sidecar = |s: &Seen| pod.container(&s.status.metadata.name).is_some_and(Container::is_sidecar);
+    let left = if whole.is_zero() {
+        whole
+    } else {
+        whole.saturating_sub(elapsed).max(Duration::from_secs(2))
+    };
+    let sidecar = |s: &Seen| {
+        pod.container(&s.status.metadata.name)
+            .is_some_and(Container::is_sidecar)
+    };
     let mut targets: Vec<(&Seen, Duration)> = running.iter().filter(|s| !sidecar(s)).map(|s| (*s, whole)).collect();
     if targets.is_empty() {
-        let order = |s: &&Seen| pod.spec.init_containers.iter().position(|c| c.name == s.status.metadata.name);
+        let order = |s: &&Seen| {
+            pod.spec
+                .init_containers
+                .iter()
+                .position(|c| c.name == s.status.metadata.name)
+        };
         if let Some(last) = running.iter().max_by_key(|s| order(s)) {
             targets.push((last, left));
         }
     }
     for (seen, grace) in targets {
-        let shorter = memory.killing.get(&seen.status.id).is_none_or(|(asked, _)| grace < *asked && !sidecar(seen));
+        let shorter = memory
+            .killing
+            .get(&seen.status.id)
+            .is_none_or(|(asked, _)| grace < *asked && !sidecar(seen));
         if shorter {
             let message = format!("Stopping container {}", seen.status.metadata.name);
             push_kill(plan, seen, grace, message);
@@ -195,6 +222,16 @@ fn sweep(inputs: Inputs<'_>, plan: &mut Plan) {
             plan.actions.push(Action::RemoveContainer(seen.status.id.clone()));
         }
     }
+    // Made but never started: an earlier run of ours was killed in between.
+    if !inputs.memory.busy {
+        for seen in observed
+            .containers
+            .iter()
+            .filter(|c| c.status.state == cri::ContainerState::Created)
+        {
+            plan.actions.push(Action::RemoveContainer(seen.status.id.clone()));
+        }
+    }
     for sandbox in &observed.old_sandboxes {
         let used = observed
             .containers
@@ -208,7 +245,9 @@ fn sweep(inputs: Inputs<'_>, plan: &mut Plan) {
 
 /// A running container is stopped when its probe failed, its definition changed, or its sandbox is not the one that counts.
 fn kill_if_unfit(inputs: Inputs<'_>, seen: &Seen, plan: &mut Plan) {
-    let Inputs { pod, observed, memory, .. } = inputs;
+    let Inputs {
+        pod, observed, memory, ..
+    } = inputs;
     let name = &seen.status.metadata.name;
     if memory.killing.contains_key(&seen.status.id) {
         return;
@@ -221,7 +260,12 @@ fn kill_if_unfit(inputs: Inputs<'_>, seen: &Seen, plan: &mut Plan) {
     };
     let hash = seen.status.annotations.get(super::observed::label::HASH);
     if hash.is_some_and(|h| h != &container.hash()) {
-        push_kill(plan, seen, grace, format!("Container {name} definition changed, will be restarted"));
+        push_kill(
+            plan,
+            seen,
+            grace,
+            format!("Container {name} definition changed, will be restarted"),
+        );
         return;
     }
     let probed = memory.probes.get(&seen.status.id).copied().unwrap_or_default();
@@ -234,13 +278,20 @@ fn kill_if_unfit(inputs: Inputs<'_>, seen: &Seen, plan: &mut Plan) {
         if let Some(own) = probe.and_then(|p| p.termination_grace_period_seconds) {
             grace = Duration::from_secs(own.max(0).unsigned_abs());
         }
-        push_kill(plan, seen, grace, format!("Container {name} failed {which} probe, will be restarted"));
+        push_kill(
+            plan,
+            seen,
+            grace,
+            format!("Container {name} failed {which} probe, will be restarted"),
+        );
     }
 }
 
 /// Volumes and sandbox. Some: containers have to wait.
 fn prepare(inputs: Inputs<'_>, plan: &mut Plan) -> Option<Option<Action>> {
-    let Inputs { observed, memory, now, .. } = inputs;
+    let Inputs {
+        observed, memory, now, ..
+    } = inputs;
     if memory.busy {
         return Some(None);
     }
@@ -299,7 +350,9 @@ fn earlier_allows(inputs: Inputs<'_>, container: &Container) -> bool {
 
 /// Init containers and sidecars in order. True: the containers may go on.
 fn start_init(inputs: Inputs<'_>, plan: &mut Plan) -> bool {
-    let Inputs { pod, observed, memory, .. } = inputs;
+    let Inputs {
+        pod, observed, memory, ..
+    } = inputs;
     let initialized = is_initialized(inputs);
     for c in &pod.spec.init_containers {
         let current = observed.current(&c.name);
@@ -329,7 +382,9 @@ fn start_init(inputs: Inputs<'_>, plan: &mut Plan) -> bool {
 
 /// Asks for what a container's start needs next. True: nothing else may be made now.
 fn start(inputs: Inputs<'_>, container: &Container, plan: &mut Plan) -> bool {
-    let Inputs { observed, memory, now, .. } = inputs;
+    let Inputs {
+        observed, memory, now, ..
+    } = inputs;
     let name = &container.name;
     let current = observed.current(name);
     if let Some(over) = current.filter(|s| s.is_over())
@@ -345,8 +400,9 @@ fn start(inputs: Inputs<'_>, container: &Container, plan: &mut Plan) -> bool {
     }
     match memory.images.get(name) {
         Some(Image::Busy) => false,
-        Some(Image::Failed { until, .. }) if *until > now.boottime => {
-            plan.wake_at(*until);
+        Some(Image::Failed { until, delay, .. }) if *until > now.boottime => {
+            let told_again = until.saturating_sub(*delay) + PULL_ERROR_SHOWN;
+            plan.wake_at(if told_again > now.boottime { told_again } else { *until });
             false
         }
         Some(Image::Ready(image_ref)) => {
@@ -371,7 +427,7 @@ fn next_attempt(memory: &Memory, newest: Option<&Seen>, name: &str) -> u32 {
     let told = memory
         .prior
         .container(name)
-        .filter(|p| !p.container_id.is_empty())
+        .filter(|p| has_run(p))
         .map(|p| p.restart_count + 1);
     seen.or(told).unwrap_or(0)
 }

@@ -36,7 +36,11 @@ struct Counter {
 impl Counter {
     /// The verdict that this result leads to, where it leads to one.
     fn count(&mut self, good: bool, probe: &Probe) -> Option<bool> {
-        self.run = if self.last == Some(good) { self.run.saturating_add(1) } else { 1 };
+        self.run = if self.last == Some(good) {
+            self.run.saturating_add(1)
+        } else {
+            1
+        };
         self.last = Some(good);
         let needed = if good { probe.successes() } else { probe.failures() };
         (self.run >= needed).then_some(good)
@@ -53,7 +57,11 @@ pub struct Probes {
 
 impl Default for Probes {
     fn default() -> Self {
-        Self { table: Arc::new(watch::channel(Table::new()).0), tasks: JoinSet::new(), running: BTreeMap::new() }
+        Self {
+            table: Arc::new(watch::channel(Table::new()).0),
+            tasks: JoinSet::new(),
+            running: BTreeMap::new(),
+        }
     }
 }
 
@@ -181,7 +189,8 @@ impl Task {
             Answer::Error(text) => format!("{kind} probe errored and resulted in unknown state: {text}"),
         };
         let container: &Container = &self.target.container;
-        self.shared.event(&self.pod, Some(container), Severity::Warning, "Unhealthy", &message);
+        self.shared
+            .event((&self.pod, Some(container)), Severity::Warning, "Unhealthy", &message);
     }
 }
 
@@ -191,10 +200,16 @@ mod tests {
 
     #[test]
     fn thresholds_count_results_in_a_row() {
-        let probe = Probe { success_threshold: Some(2), failure_threshold: Some(3), ..Probe::default() };
+        let probe = Probe {
+            success_threshold: Some(2),
+            failure_threshold: Some(3),
+            ..Probe::default()
+        };
         let mut counter = Counter::default();
-        let verdicts: Vec<_> =
-            [true, true, false, false, true, false, false, false].map(|r| counter.count(r, &probe)).into_iter().collect();
+        let verdicts: Vec<_> = [true, true, false, false, true, false, false, false]
+            .map(|r| counter.count(r, &probe))
+            .into_iter()
+            .collect();
         assert_eq!(verdicts, [None, Some(true), None, None, None, None, None, Some(false)]);
     }
 }

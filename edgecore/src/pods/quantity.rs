@@ -31,12 +31,19 @@ impl std::str::FromStr for Quantity {
         };
         let (whole, fraction) = digits.split_once('.').unwrap_or((digits, ""));
         let all = format!("{whole}{fraction}");
+        if !all.bytes().all(|b| b.is_ascii_digit()) {
+            return Err(bad());
+        }
         let value: i128 = all.parse().map_err(|_| bad())?;
-        let tens = 10_i128.checked_pow(u32::try_from(fraction.len()).map_err(|_| bad())?).ok_or_else(bad)?;
+        let tens = 10_i128
+            .checked_pow(u32::try_from(fraction.len()).map_err(|_| bad())?)
+            .ok_or_else(bad)?;
         let top = value.saturating_mul(numerator).saturating_mul(1000);
         let bottom = denominator.saturating_mul(tens);
         // Rounds up, as Quantity does.
-        Ok(Self { milli: sign * ((top + bottom - 1) / bottom) })
+        Ok(Self {
+            milli: sign * ((top + bottom - 1) / bottom),
+        })
     }
 }
 
@@ -89,7 +96,9 @@ impl Quantity {
 impl std::ops::Add for Quantity {
     type Output = Self;
     fn add(self, other: Self) -> Self {
-        Self { milli: self.milli.saturating_add(other.milli) }
+        Self {
+            milli: self.milli.saturating_add(other.milli),
+        }
     }
 }
 

@@ -177,7 +177,9 @@ pub fn rfc3339_nanos(nanos: i64) -> Option<String> {
 /// Reads an RFC 3339 time into time since 1970.
 pub fn parse_time(text: &str) -> Option<std::time::Duration> {
     let at = time::OffsetDateTime::parse(text, &time::format_description::well_known::Rfc3339).ok()?;
-    u64::try_from(at.unix_timestamp()).ok().map(std::time::Duration::from_secs)
+    u64::try_from(at.unix_timestamp())
+        .ok()
+        .map(std::time::Duration::from_secs)
 }
 
 #[cfg(test)]

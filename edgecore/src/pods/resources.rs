@@ -37,13 +37,19 @@ const MIN_QUOTA: i64 = 1000;
 
 /// The value of a resource, where it is there, readable and above zero.
 pub fn amount(list: &Map, name: &str) -> Option<Quantity> {
-    list.get(name).and_then(|t| t.parse().ok()).filter(|q: &Quantity| q.milli() > 0)
+    list.get(name)
+        .and_then(|t| t.parse().ok())
+        .filter(|q: &Quantity| q.milli() > 0)
 }
 
 /// What a container requests: its request, else its limit.
 pub fn request(container: &Container, name: &str) -> Option<Quantity> {
     amount(&container.resources.requests, name).or_else(|| {
-        if container.resources.requests.contains_key(name) { None } else { amount(&container.resources.limits, name) }
+        if container.resources.requests.contains_key(name) {
+            None
+        } else {
+            amount(&container.resources.limits, name)
+        }
     })
 }
 
@@ -198,9 +204,14 @@ mod tests {
 
     #[test]
     fn cgroup_numbers() {
-        let p = pod(json!([{"resources": {"limits": {"cpu": "500m", "memory": "64Mi", "hugepages-2Mi": "4Mi"}, "requests": {"cpu": "250m"}}}]));
+        let p = pod(
+            json!([{"resources": {"limits": {"cpu": "500m", "memory": "64Mi", "hugepages-2Mi": "4Mi"}, "requests": {"cpu": "250m"}}}]),
+        );
         let r = container_resources(&p, &p.spec.containers[0], 1 << 32);
-        assert_eq!((r.cpu_shares, r.cpu_quota, r.cpu_period, r.memory_limit), (256, 50_000, 100_000, 64 << 20));
+        assert_eq!(
+            (r.cpu_shares, r.cpu_quota, r.cpu_period, r.memory_limit),
+            (256, 50_000, 100_000, 64 << 20)
+        );
         assert_eq!(r.hugepage_limits, vec![("2MB".to_owned(), 4 << 20)]);
         assert_eq!((weight(2), weight(1024), weight(262_144)), (1, 39, 10_000));
         assert_eq!(pod_resources(&p).memory_limit, 64 << 20);

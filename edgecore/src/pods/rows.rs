@@ -61,7 +61,7 @@ pub fn local_prefix(uid: &str) -> String {
 }
 
 impl super::objects::Objects for std::sync::Arc<dyn Rows> {
-    fn get(&self, kind: &str, namespace: &str, name: &str) -> Result<Option<Bytes>, super::objects::ObjectError> {
+    fn object(&self, kind: &str, namespace: &str, name: &str) -> Result<Option<Bytes>, super::objects::ObjectError> {
         Rows::get(&**self, &object_key(kind, namespace, name)).map_err(|e| super::objects::ObjectError::Unreadable {
             kind: kind.to_owned(),
             name: name.to_owned(),
@@ -89,7 +89,10 @@ mod memory {
 
     impl Default for MemRows {
         fn default() -> Self {
-            Self { rows: Mutex::default(), version: watch::channel(0).0 }
+            Self {
+                rows: Mutex::default(),
+                version: watch::channel(0).0,
+            }
         }
     }
 
@@ -115,7 +118,9 @@ mod memory {
         }
         fn scan(&self, prefix: &str) -> Result<Vec<(String, Bytes)>, RowError> {
             let rows = self.rows.lock().expect("lock");
-            let under = rows.range(prefix.to_owned()..).take_while(|(k, _)| k.starts_with(prefix));
+            let under = rows
+                .range(prefix.to_owned()..)
+                .take_while(|(k, _)| k.starts_with(prefix));
             Ok(under.map(|(k, v)| (k.clone(), v.clone())).collect())
         }
         async fn commit(&self, changes: Vec<Change>) -> Result<(), RowError> {

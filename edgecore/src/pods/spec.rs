@@ -3,8 +3,8 @@
 use std::path::Path;
 
 use cri::{
-    ContainerConfig, ContainerMetadata, ImageSpec, NamespaceMode, NamespaceOptions, PortMapping, Protocol, SandboxConfig,
-    SandboxMetadata, SeccompProfile, SecurityContext, SelinuxOptions, StringMap,
+    ContainerConfig, ContainerMetadata, ImageSpec, NamespaceMode, NamespaceOptions, PortMapping, Protocol,
+    SandboxConfig, SandboxMetadata, SeccompProfile, SecurityContext, SelinuxOptions, StringMap,
 };
 
 use super::PodsConfig;
@@ -46,7 +46,9 @@ pub enum SpecError {
         container: String,
     },
     /// runAsNonRoot with an image whose user has only a name.
-    #[error("container has runAsNonRoot and image has non-numeric user ({user}), cannot verify user is non-root (pod: \"{pod}\", container: {container})")]
+    #[error(
+        "container has runAsNonRoot and image has non-numeric user ({user}), cannot verify user is non-root (pod: \"{pod}\", container: {container})"
+    )]
     NamedUser {
         /// The image's user.
         user: String,
@@ -80,7 +82,10 @@ pub fn sandbox(pod: &Pod, config: &PodsConfig, cgroups: &Cgroups, attempt: u32) 
     let mut labels = m.labels.clone();
     labels.extend(pod_labels(pod, &config.node_name));
     let mut annotations = m.annotations.clone();
-    annotations.insert(label::GRACE.to_owned(), pod.spec.termination_grace_period_seconds.unwrap_or(30).to_string());
+    annotations.insert(
+        label::GRACE.to_owned(),
+        pod.spec.termination_grace_period_seconds.unwrap_or(30).to_string(),
+    );
     // The runtime fills in the host's resolv.conf itself where the node has none to read.
     let resolv = std::fs::read_to_string(&config.resolv_conf).unwrap_or_default();
     let context = &pod.spec.security_context;
@@ -99,7 +104,11 @@ pub fn sandbox(pod: &Pod, config: &PodsConfig, cgroups: &Cgroups, attempt: u32) 
         labels,
         annotations,
         cgroup_parent: cgroups.parent(pod),
-        sysctls: context.sysctls.iter().map(|s| (s.name.clone(), s.value.clone())).collect(),
+        sysctls: context
+            .sysctls
+            .iter()
+            .map(|s| (s.name.clone(), s.value.clone()))
+            .collect(),
         namespaces: namespaces(pod),
         run_as_user: context.run_as_user,
         run_as_group: context.run_as_group.filter(|_| context.run_as_user.is_some()),
@@ -117,12 +126,21 @@ fn own(container: &Container) -> api::SecurityContext {
 
 fn groups(pod: &Pod) -> Vec<i64> {
     let context = &pod.spec.security_context;
-    context.supplemental_groups.iter().copied().chain(context.fs_group).collect()
+    context
+        .supplemental_groups
+        .iter()
+        .copied()
+        .chain(context.fs_group)
+        .collect()
 }
 
 fn namespaces(pod: &Pod) -> NamespaceOptions {
     let pick = |host: bool, other| if host { NamespaceMode::Node } else { other };
-    let pid = if pod.spec.share_process_namespace { NamespaceMode::Pod } else { NamespaceMode::Container };
+    let pid = if pod.spec.share_process_namespace {
+        NamespaceMode::Pod
+    } else {
+        NamespaceMode::Container
+    };
     NamespaceOptions {
         network: pick(pod.spec.host_network, NamespaceMode::Pod),
         pid: pick(pod.spec.host_pid, pid),
@@ -196,10 +214,16 @@ pub fn container(
         (label::MESSAGE_PATH.to_owned(), container.message_path().to_owned()),
         (label::MESSAGE_POLICY.to_owned(), policy.to_owned()),
         (label::MESSAGE_FILE.to_owned(), given.message_file.clone()),
-        (label::GRACE.to_owned(), pod.spec.termination_grace_period_seconds.unwrap_or(30).to_string()),
+        (
+            label::GRACE.to_owned(),
+            pod.spec.termination_grace_period_seconds.unwrap_or(30).to_string(),
+        ),
     ]);
     Ok(ContainerConfig {
-        metadata: ContainerMetadata { name: container.name.clone(), attempt: start.attempt },
+        metadata: ContainerMetadata {
+            name: container.name.clone(),
+            attempt: start.attempt,
+        },
         image: ImageSpec {
             image: start.image_ref.clone(),
             user_specified: container.image.clone(),
@@ -208,7 +232,14 @@ pub fn container(
         command: expanded(&container.command),
         args: expanded(&container.args),
         working_dir: container.working_dir.clone(),
-        envs: given.env.iter().map(|(name, value)| cri::EnvVar { name: name.clone(), value: value.clone() }).collect(),
+        envs: given
+            .env
+            .iter()
+            .map(|(name, value)| cri::EnvVar {
+                name: name.clone(),
+                value: value.clone(),
+            })
+            .collect(),
         mounts: given.mounts,
         devices: given.devices,
         cdi_devices: Vec::new(),
@@ -223,7 +254,12 @@ pub fn container(
     })
 }
 
-fn security(pod: &Pod, container: &Container, config: &PodsConfig, given: &Given) -> Result<SecurityContext, SpecError> {
+fn security(
+    pod: &Pod,
+    container: &Container,
+    config: &PodsConfig,
+    given: &Given,
+) -> Result<SecurityContext, SpecError> {
     let of_pod = &pod.spec.security_context;
     let own = own(container);
     let privileged = own.privileged == Some(true);
@@ -244,7 +280,13 @@ fn security(pod: &Pod, container: &Container, config: &PodsConfig, given: &Given
         namespaces.target_id.clone_from(target);
     }
     let hidden = !privileged && own.proc_mount.as_deref() != Some("Unmasked");
-    let paths = |list: &[&str]| if hidden { list.iter().map(|p| (*p).to_owned()).collect() } else { Vec::new() };
+    let paths = |list: &[&str]| {
+        if hidden {
+            list.iter().map(|p| (*p).to_owned()).collect()
+        } else {
+            Vec::new()
+        }
+    };
     let app_armor = own.app_armor_profile.as_ref().or(of_pod.app_armor_profile.as_ref());
     Ok(SecurityContext {
         add_capabilities: bare(&capabilities.add),
@@ -260,18 +302,26 @@ fn security(pod: &Pod, container: &Container, config: &PodsConfig, given: &Given
         no_new_privs: own.allow_privilege_escalation == Some(false) && !privileged,
         masked_paths: paths(&MASKED),
         readonly_paths: paths(&READONLY),
-        seccomp: profile(own.seccomp_profile.as_ref(), of_pod.seccomp_profile.as_ref(), &config.root_dir),
+        seccomp: profile(
+            own.seccomp_profile.as_ref(),
+            of_pod.seccomp_profile.as_ref(),
+            &config.root_dir,
+        ),
         apparmor: app_armor.map(|p| match p.r#type.as_str() {
             "Localhost" => SeccompProfile::Localhost(p.localhost_profile.clone()),
             "Unconfined" => SeccompProfile::Unconfined,
             _ => SeccompProfile::RuntimeDefault,
         }),
-        selinux: own.se_linux_options.as_ref().or(of_pod.se_linux_options.as_ref()).map(|o| SelinuxOptions {
-            user: o.user.clone(),
-            role: o.role.clone(),
-            type_: o.r#type.clone(),
-            level: o.level.clone(),
-        }),
+        selinux: own
+            .se_linux_options
+            .as_ref()
+            .or(of_pod.se_linux_options.as_ref())
+            .map(|o| SelinuxOptions {
+                user: o.user.clone(),
+                role: o.role.clone(),
+                type_: o.r#type.clone(),
+                level: o.level.clone(),
+            }),
     })
 }
 
@@ -294,7 +344,10 @@ fn check_non_root(pod: &Pod, container: &Container, image: &cri::Image, user: Op
         }
         None => {}
     }
-    Err(SpecError::Root { pod: named, container: container.name.clone() })
+    Err(SpecError::Root {
+        pod: named,
+        container: container.name.clone(),
+    })
 }
 
 fn profile(own: Option<&api::Profile>, of_pod: Option<&api::Profile>, root: &Path) -> SeccompProfile {

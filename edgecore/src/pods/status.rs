@@ -15,6 +15,9 @@ use super::report::{
 };
 use super::resources;
 
+/// How long a failed pull is told as `ErrImagePull` before it is told as `ImagePullBackOff`; kubelet's next sync makes that change.
+pub const PULL_ERROR_SHOWN: Duration = Duration::from_secs(3);
+
 /// Everything that plan and status are functions of.
 #[derive(Debug, Clone, Copy)]
 pub struct Inputs<'a> {
@@ -30,7 +33,9 @@ pub struct Inputs<'a> {
 
 /// Computes the pod's status. `host_ips` are the node's addresses.
 pub fn status(inputs: Inputs<'_>, host_ips: &[String]) -> PodStatus {
-    let Inputs { pod, observed, memory, .. } = inputs;
+    let Inputs {
+        pod, observed, memory, ..
+    } = inputs;
     let prior = &memory.prior;
     let ips = |list: &[String]| list.iter().map(|ip| Ip { ip: ip.clone() }).collect::<Vec<_>>();
     let mut status = PodStatus {
@@ -67,7 +72,11 @@ pub fn status(inputs: Inputs<'_>, host_ips: &[String]) -> PodStatus {
     }
     status.phase = phase(inputs, &status).to_owned();
     if status.is_terminal() {
-        for c in status.container_statuses.iter_mut().chain(&mut status.init_container_statuses) {
+        for c in status
+            .container_statuses
+            .iter_mut()
+            .chain(&mut status.init_container_statuses)
+        {
             c.ready &= c.state.terminated.is_some() && pod.is_init(&c.name);
             c.started = false;
         }
@@ -94,18 +103,23 @@ pub fn restarts(pod: &Pod, container: &Container, exit_code: i32) -> bool {
 
 /// Whether all plain init containers ended well and all sidecars started, or the containers after them were made already.
 pub fn is_initialized(inputs: Inputs<'_>) -> bool {
-    let Inputs { pod, observed, memory, .. } = inputs;
+    let Inputs {
+        pod, observed, memory, ..
+    } = inputs;
     if memory.prior.is_terminal() {
         return true;
     }
     if pod.spec.containers.iter().any(|c| observed.current(&c.name).is_some()) {
         return true;
     }
-    pod.spec.init_containers.iter().all(|c| match observed.current(&c.name) {
-        Some(seen) if c.is_sidecar() => seen.is_running() && is_started(c, seen, memory),
-        Some(seen) => seen.is_over() && seen.exit_code() == 0,
-        None => false,
-    })
+    pod.spec
+        .init_containers
+        .iter()
+        .all(|c| match observed.current(&c.name) {
+            Some(seen) if c.is_sidecar() => seen.is_running() && is_started(c, seen, memory),
+            Some(seen) => seen.is_over() && seen.exit_code() == 0,
+            None => false,
+        })
 }
 
 /// Whether a running container passed its startup probe and its postStart hook.
@@ -145,7 +159,9 @@ pub fn container_id(id: &str) -> String {
 }
 
 fn container_status(inputs: Inputs<'_>, container: &Container) -> ContainerStatus {
-    let Inputs { pod, observed, memory, .. } = inputs;
+    let Inputs {
+        pod, observed, memory, ..
+    } = inputs;
     let mut status = ContainerStatus {
         name: container.name.clone(),
         image: container.image.clone(),
@@ -210,7 +226,7 @@ fn container_status(inputs: Inputs<'_>, container: &Container) -> ContainerStatu
 /// The runtime has no instance: waiting, or what it was when we last saw it.
 fn never_seen(inputs: Inputs<'_>, mut status: ContainerStatus, prior: Option<&ContainerStatus>) -> ContainerStatus {
     let Inputs { pod, memory, .. } = inputs;
-    if let Some(p) = prior.filter(|p| !p.container_id.is_empty() || p.restart_count > 0) {
+    if let Some(p) = prior.filter(|p| has_run(p)) {
         let ending = memory.prior.is_terminal() || pod.is_deleted() || memory.removed || memory.verdict.is_some();
         if ending {
             let mut kept = p.clone();
@@ -226,6 +242,11 @@ fn never_seen(inputs: Inputs<'_>, mut status: ContainerStatus, prior: Option<&Co
     let name = status.name.clone();
     status.state.waiting = pod.container(&name).map(|c| waiting(inputs, c));
     status
+}
+
+/// Whether a prior status tells of an instance.
+pub fn has_run(prior: &ContainerStatus) -> bool {
+    !prior.container_id.is_empty() || prior.restart_count > 0 || prior.last_state.terminated.is_some()
 }
 
 /// A prior status as an ended state: what ran and is gone counts as lost.
@@ -274,7 +295,10 @@ fn terminated(seen: &Seen, memory: &Memory) -> State {
 
 /// What a container that is not there waits for.
 fn waiting(inputs: Inputs<'_>, container: &Container) -> WaitingState {
-    let say = |reason: &str, message: &str| WaitingState { reason: reason.to_owned(), message: message.to_owned() };
+    let say = |reason: &str, message: &str| WaitingState {
+        reason: reason.to_owned(),
+        message: message.to_owned(),
+    };
     if let Some(w) = inputs.memory.failures.get(&container.name) {
         return say(&w.reason, &w.message);
     }
@@ -283,8 +307,17 @@ fn waiting(inputs: Inputs<'_>, container: &Container) -> WaitingState {
     }
     let is_app = inputs.pod.spec.containers.iter().any(|c| c.name == container.name);
     let initializing = !inputs.pod.spec.init_containers.is_empty() && !is_initialized(inputs);
-    let first = inputs.pod.spec.init_containers.first().is_some_and(|c| c.name == container.name);
-    let reason = if initializing && (is_app || !first) { "PodInitializing" } else { "ContainerCreating" };
+    let first = inputs
+        .pod
+        .spec
+        .init_containers
+        .first()
+        .is_some_and(|c| c.name == container.name);
+    let reason = if initializing && (is_app || !first) {
+        "PodInitializing"
+    } else {
+        "ContainerCreating"
+    };
     say(reason, "")
 }
 
@@ -292,7 +325,10 @@ fn image_wait(inputs: Inputs<'_>, name: &str) -> Option<WaitingState> {
     let Some(Image::Failed { waiting, .. }) = inputs.memory.images.get(name) else {
         return None;
     };
-    Some(WaitingState { reason: waiting.reason.clone(), message: waiting.message.clone() })
+    Some(WaitingState {
+        reason: waiting.reason.clone(),
+        message: waiting.message.clone(),
+    })
 }
 
 /// Why an ended container that will start again does not yet.
@@ -312,8 +348,16 @@ fn held_back(inputs: Inputs<'_>, container: &Container, over: &Seen) -> Option<W
 
 /// kubelet's text about a restart that waits.
 pub fn backoff_message(pod: &Pod, container: &Container, memory: &Memory) -> String {
-    let delay = memory.backoff.get(&container.name).map_or(Duration::ZERO, |b| b.delay).as_secs();
-    let text = if delay >= 60 { format!("{}m{}s", delay / 60, delay % 60) } else { format!("{delay}s") };
+    let delay = memory
+        .backoff
+        .get(&container.name)
+        .map_or(Duration::ZERO, |b| b.delay)
+        .as_secs();
+    let text = if delay >= 60 {
+        format!("{}m{}s", delay / 60, delay % 60)
+    } else {
+        format!("{delay}s")
+    };
     format!(
         "back-off {text} restarting failed container={} pod={}_{}({})",
         container.name, pod.metadata.name, pod.metadata.namespace, pod.metadata.uid
@@ -358,12 +402,18 @@ fn phase(inputs: Inputs<'_>, status: &PodStatus) -> &'static str {
     if succeeded == stopped {
         return "Succeeded";
     }
-    if pod.spec.restart_policy == RestartPolicy::Never { "Failed" } else { "Running" }
+    if pod.spec.restart_policy == RestartPolicy::Never {
+        "Failed"
+    } else {
+        "Running"
+    }
 }
 
 /// The five conditions that the node owns.
 fn conditions(inputs: Inputs<'_>, status: &PodStatus) -> Vec<Condition> {
-    let Inputs { pod, observed, memory, .. } = inputs;
+    let Inputs {
+        pod, observed, memory, ..
+    } = inputs;
     let terminal = status.is_terminal();
     let done = match status.phase.as_str() {
         "Succeeded" => Some("PodCompleted"),
@@ -387,7 +437,11 @@ fn conditions(inputs: Inputs<'_>, status: &PodStatus) -> Vec<Condition> {
     } else if unready.is_empty() && !status.container_statuses.is_empty() {
         (true, "", String::new())
     } else {
-        (false, "ContainersNotReady", format!("containers with unready status: [{}]", unready.join(" ")))
+        (
+            false,
+            "ContainersNotReady",
+            format!("containers with unready status: [{}]", unready.join(" ")),
+        )
     };
     let initialized = match status.phase.as_str() {
         "Succeeded" => (true, "PodCompleted", String::new()),
@@ -400,9 +454,14 @@ fn conditions(inputs: Inputs<'_>, status: &PodStatus) -> Vec<Condition> {
         ),
     };
     let ready = match pod.spec.readiness_gates.first() {
-        Some(gate) if containers_ready.0 => {
-            (false, "ReadinessGatesNotReady", format!("corresponding condition of pod readiness gate \"{}\" does not exist.", gate.condition_type))
-        }
+        Some(gate) if containers_ready.0 => (
+            false,
+            "ReadinessGatesNotReady",
+            format!(
+                "corresponding condition of pod readiness gate \"{}\" does not exist.",
+                gate.condition_type
+            ),
+        ),
         _ => containers_ready.clone(),
     };
     let make = |kind: &str, value: (bool, &str, String)| condition(inputs, kind, value);

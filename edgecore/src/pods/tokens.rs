@@ -51,7 +51,11 @@ pub async fn ensure(shared: &Shared, pod: &Pod) -> (Tokens, Option<Duration>) {
     let mut next: Option<Duration> = None;
     for volume in &pod.spec.volumes {
         let Some(projected) = &volume.projected else { continue };
-        for wanted in projected.sources.iter().filter_map(|s| s.service_account_token.as_ref()) {
+        for wanted in projected
+            .sources
+            .iter()
+            .filter_map(|s| s.service_account_token.as_ref())
+        {
             let (row, due) = one(shared, pod, wanted).await;
             next = Some(next.map_or(due, |n| n.min(due)));
             if let Some(row) = row {
@@ -66,7 +70,12 @@ async fn one(shared: &Shared, pod: &Pod, wanted: &TokenProjection) -> (Option<Ro
     let now = super::memory::Now::read().wall;
     let life = wanted.expiration_seconds.unwrap_or(DEFAULT_LIFE);
     let key = format!("local/v1/token/{}/{life}/{}", pod.metadata.uid, wanted.audience);
-    let held: Option<Row> = shared.rows.get(&key).ok().flatten().and_then(|b| serde_json::from_slice(&b).ok());
+    let held: Option<Row> = shared
+        .rows
+        .get(&key)
+        .ok()
+        .flatten()
+        .and_then(|b| serde_json::from_slice(&b).ok());
     if let Some(row) = held.as_ref().filter(|r| r.due() > now) {
         let due = row.due();
         return (held, due);
@@ -84,10 +93,15 @@ async fn one(shared: &Shared, pod: &Pod, wanted: &TokenProjection) -> (Option<Ro
         }
         Err(error) => {
             let past = held.as_ref().is_some_and(|r| r.expires <= now.as_secs());
-            tracing::warn!(pod = pod.full_name(), error, past, "no new service account token; the last one stays");
+            tracing::warn!(
+                pod = pod.full_name(),
+                error,
+                past,
+                "no new service account token; the last one stays"
+            );
             if past {
                 let message = format!("the token expired and cannot be renewed ({error}); the pod keeps the last one");
-                shared.event(pod, None, Severity::Warning, "TokenExpired", &message);
+                shared.event((pod, None), Severity::Warning, "TokenExpired", &message);
             }
             (held, now + RETRY)
         }
@@ -96,7 +110,11 @@ async fn one(shared: &Shared, pod: &Pod, wanted: &TokenProjection) -> (Option<Ro
 
 async fn request(shared: &Shared, pod: &Pod, wanted: &TokenProjection, life: i64) -> Result<Row, String> {
     let m = &pod.metadata;
-    let audiences: Vec<&str> = if wanted.audience.is_empty() { Vec::new() } else { vec![&wanted.audience] };
+    let audiences: Vec<&str> = if wanted.audience.is_empty() {
+        Vec::new()
+    } else {
+        vec![&wanted.audience]
+    };
     let body = json!({
         "apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest",
         "spec": {
@@ -104,11 +122,22 @@ async fn request(shared: &Shared, pod: &Pod, wanted: &TokenProjection, life: i64
             "boundObjectRef": {"kind": "Pod", "apiVersion": "v1", "name": m.name, "uid": m.uid},
         },
     });
-    let account = if pod.spec.service_account_name.is_empty() { "default" } else { &pod.spec.service_account_name };
+    let account = if pod.spec.service_account_name.is_empty() {
+        "default"
+    } else {
+        &pod.spec.service_account_name
+    };
     let answer = shared.api.token(&m.namespace, account, body).await?;
     let status = &answer["status"];
     let token = status["token"].as_str().ok_or("the answer has no token")?.to_owned();
-    let expires = status["expirationTimestamp"].as_str().and_then(parse_time).ok_or("the answer has no expiration")?;
+    let expires = status["expirationTimestamp"]
+        .as_str()
+        .and_then(parse_time)
+        .ok_or("the answer has no expiration")?;
     let issued = super::memory::Now::read().wall.as_secs();
-    Ok(Row { token, issued, expires: expires.as_secs() })
+    Ok(Row {
+        token,
+        issued,
+        expires: expires.as_secs(),
+    })
 }

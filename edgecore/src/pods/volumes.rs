@@ -129,7 +129,8 @@ impl Source<'_> {
             v.config_map.is_some() || v.secret.is_some() || v.projected.is_some() || v.downward_api.is_some()
         };
         let all = self.pod.spec.volumes.iter().filter(dynamic);
-        all.filter_map(|v| self.one(v).err().map(|error| (v.name.clone(), error))).collect()
+        all.filter_map(|v| self.one(v).err().map(|error| (v.name.clone(), error)))
+            .collect()
     }
 
     fn one(&self, volume: &Volume) -> Result<(), VolumeError> {
@@ -142,10 +143,18 @@ impl Source<'_> {
         }
         let (plugin, tmpfs, payload) = if let Some(v) = &volume.config_map {
             let mode = v.default_mode.unwrap_or(DEFAULT_MODE);
-            ("configmap", false, self.keys(Kind::ConfigMap, (&v.name, v.optional), &v.items, mode)?)
+            (
+                "configmap",
+                false,
+                self.keys(Kind::ConfigMap, (&v.name, v.optional), &v.items, mode)?,
+            )
         } else if let Some(v) = &volume.secret {
             let mode = v.default_mode.unwrap_or(DEFAULT_MODE);
-            ("secret", true, self.keys(Kind::Secret, (&v.secret_name, v.optional), &v.items, mode)?)
+            (
+                "secret",
+                true,
+                self.keys(Kind::Secret, (&v.secret_name, v.optional), &v.items, mode)?,
+            )
         } else if let Some(v) = &volume.projected {
             ("projected", true, self.projected(&volume.name, v)?)
         } else if let Some(v) = &volume.downward_api {
@@ -159,7 +168,10 @@ impl Source<'_> {
         if tmpfs {
             mounts::ensure_tmpfs(&target, None)?;
         }
-        fs::set_permissions(&target, fs::Permissions::from_mode(if owner.group.is_some() { 0o2777 } else { 0o777 }))?;
+        fs::set_permissions(
+            &target,
+            fs::Permissions::from_mode(if owner.group.is_some() { 0o2777 } else { 0o777 }),
+        )?;
         atomic::write(&target, &payload, owner)?;
         Ok(())
     }
@@ -168,7 +180,10 @@ impl Source<'_> {
         let target = self.dir.volume("empty-dir", name);
         let fresh = !target.exists();
         if v.medium == "Memory" {
-            let limit = v.size_limit.as_deref().and_then(|t| t.parse::<super::quantity::Quantity>().ok());
+            let limit = v
+                .size_limit
+                .as_deref()
+                .and_then(|t| t.parse::<super::quantity::Quantity>().ok());
             mounts::ensure_tmpfs(&target, limit.map(super::quantity::Quantity::value).filter(|n| *n > 0))?;
         } else {
             fs::create_dir_all(&target)?;
@@ -194,13 +209,19 @@ impl Source<'_> {
             Err(error) => return Err(error.into()),
         };
         if items.is_empty() {
-            return Ok(data.into_iter().map(|(key, bytes)| (key, File { bytes, mode })).collect());
+            return Ok(data
+                .into_iter()
+                .map(|(key, bytes)| (key, File { bytes, mode }))
+                .collect());
         }
         let mut payload = Payload::new();
         for item in items {
             match data.get(&item.key) {
                 Some(bytes) => {
-                    let file = File { bytes: bytes.clone(), mode: item.mode.unwrap_or(mode) };
+                    let file = File {
+                        bytes: bytes.clone(),
+                        mode: item.mode.unwrap_or(mode),
+                    };
                     payload.insert(item.path.clone(), file);
                 }
                 None if optional => {}
@@ -220,7 +241,10 @@ impl Source<'_> {
             } else {
                 continue;
             };
-            let file = File { bytes: text.into_bytes(), mode: item.mode.unwrap_or(mode) };
+            let file = File {
+                bytes: text.into_bytes(),
+                mode: item.mode.unwrap_or(mode),
+            };
             payload.insert(item.path.clone(), file);
         }
         Ok(payload)
@@ -230,7 +254,10 @@ impl Source<'_> {
         let mode = v.default_mode.unwrap_or(DEFAULT_MODE);
         let mut payload = Payload::new();
         for source in &v.sources {
-            if let Some(ConfigMapVolume { name, optional, items, .. }) = &source.config_map {
+            if let Some(ConfigMapVolume {
+                name, optional, items, ..
+            }) = &source.config_map
+            {
                 payload.extend(self.keys(Kind::ConfigMap, (name, *optional), items, mode)?);
             }
             if let Some(secret) = &source.secret {
@@ -252,8 +279,15 @@ impl Source<'_> {
             .get(&(volume.to_owned(), wanted.path.clone()))
             .ok_or_else(|| VolumeError::Token("none was issued yet and the hub is out of reach".to_owned()))?;
         // With a group the token is for that group alone, as in kubelet.
-        let mode = if Owner::of(self.pod).group.is_some() { 0o600 } else { mode };
-        Ok(File { bytes: token.clone().into_bytes(), mode })
+        let mode = if Owner::of(self.pod).group.is_some() {
+            0o600
+        } else {
+            mode
+        };
+        Ok(File {
+            bytes: token.clone().into_bytes(),
+            mode,
+        })
     }
 }
 
@@ -267,7 +301,11 @@ fn check_host_path(v: &HostPath) -> Result<(), VolumeError> {
             fs::set_permissions(path, fs::Permissions::from_mode(0o755))?;
         }
         "FileOrCreate" if !path.exists() => {
-            fs::OpenOptions::new().write(true).create(true).truncate(false).open(path)?;
+            fs::OpenOptions::new()
+                .write(true)
+                .create(true)
+                .truncate(false)
+                .open(path)?;
             fs::set_permissions(path, fs::Permissions::from_mode(0o644))?;
         }
         _ => {}
@@ -318,17 +356,33 @@ pub fn container_mounts(
     let mut found = (Vec::new(), Vec::new());
     for (index, mount) in container.volume_mounts.iter().enumerate() {
         let volume = pod.spec.volumes.iter().find(|v| v.name == mount.name);
-        let mut source = volume
-            .and_then(|v| path_of(dir, v))
-            .ok_or_else(|| io::Error::other(format!("cannot find volume \"{}\" to mount into container \"{}\"", mount.name, container.name)))?;
-        if let Some(device) = device(volume.and_then(|v| v.host_path.as_ref()), &mount.mount_path, mount.read_only) {
+        let mut source = volume.and_then(|v| path_of(dir, v)).ok_or_else(|| {
+            io::Error::other(format!(
+                "cannot find volume \"{}\" to mount into container \"{}\"",
+                mount.name, container.name
+            ))
+        })?;
+        if let Some(device) = device(
+            volume.and_then(|v| v.host_path.as_ref()),
+            &mount.mount_path,
+            mount.read_only,
+        ) {
             found.1.push(device);
             continue;
         }
         let lookup = |name: &str| env.iter().find(|(n, _)| n == name).map(|(_, v)| v.clone());
-        let sub = if mount.sub_path_expr.is_empty() { mount.sub_path.clone() } else { expand(&mount.sub_path_expr, lookup) };
+        let sub = if mount.sub_path_expr.is_empty() {
+            mount.sub_path.clone()
+        } else {
+            expand(&mount.sub_path_expr, lookup)
+        };
         if !sub.is_empty() {
-            let target = dir.root.join("volume-subpaths").join(&mount.name).join(&container.name).join(index.to_string());
+            let target = dir
+                .root
+                .join("volume-subpaths")
+                .join(&mount.name)
+                .join(&container.name)
+                .join(index.to_string());
             mounts::bind_subpath(&source, &sub, &target)?;
             source = target;
         } else if volume.is_some_and(|v| v.host_path.is_some()) && !source.exists() {
@@ -352,7 +406,11 @@ pub fn container_mounts(
 }
 
 fn absolute(path: &str) -> String {
-    if path.starts_with('/') { path.to_owned() } else { format!("/{path}") }
+    if path.starts_with('/') {
+        path.to_owned()
+    } else {
+        format!("/{path}")
+    }
 }
 
 /// A hostPath that is declared to be a device gives the device, with its cgroup rights: a bind mount alone could not be opened.
@@ -388,7 +446,13 @@ mod tests {
             {"name": "w", "configMap": {"name": "none", "optional": true}}, {"name": "e", "emptyDir": {}}]);
         let (pod, dir) = setup(volume, &objects, root.path());
         let (facts, tokens) = (Facts::default(), Tokens::new());
-        let source = Source { pod: &pod, dir: &dir, objects: &objects, facts: &facts, tokens: &tokens };
+        let source = Source {
+            pod: &pod,
+            dir: &dir,
+            objects: &objects,
+            facts: &facts,
+            tokens: &tokens,
+        };
         source.setup().expect("setup");
         let file = dir.volume("configmap", "v").join("d/x");
         assert_eq!(fs::read_to_string(&file).expect("read"), "1");
@@ -406,7 +470,12 @@ mod tests {
     fn host_paths_are_checked_by_type() {
         let root = tempfile::tempdir().expect("dir");
         let path = |name: &str| root.path().join(name).display().to_string();
-        let check = |p: &str, t: &str| check_host_path(&HostPath { path: p.into(), r#type: Some(t.into()) });
+        let check = |p: &str, t: &str| {
+            check_host_path(&HostPath {
+                path: p.into(),
+                r#type: Some(t.into()),
+            })
+        };
         assert!(check(&path("d"), "Directory").is_err());
         assert!(check(&path("d"), "DirectoryOrCreate").is_ok());
         assert!(check(&path("d"), "Directory").is_ok());

@@ -48,7 +48,9 @@ pub fn is_safe(path: &str) -> bool {
 /// When the disk refuses, or a path is not safe.
 pub fn write(dir: &Path, payload: &Payload, owner: Owner) -> io::Result<bool> {
     if let Some(bad) = payload.keys().find(|p| !is_safe(p)) {
-        return Err(io::Error::other(format!("invalid path {bad:?}: it must be relative and must not contain '..'")));
+        return Err(io::Error::other(format!(
+            "invalid path {bad:?}: it must be relative and must not contain '..'"
+        )));
     }
     let data = dir.join("..data");
     let before = fs::read_link(&data).ok();
@@ -74,7 +76,13 @@ pub fn write(dir: &Path, payload: &Payload, owner: Owner) -> io::Result<bool> {
     fs::rename(&swap, &data)?;
     link_names(dir, payload)?;
     if let Some(old) = before {
-        fs::remove_dir_all(dir.join(old)).or_else(|e| if e.kind() == io::ErrorKind::NotFound { Ok(()) } else { Err(e) })?;
+        fs::remove_dir_all(dir.join(old)).or_else(|e| {
+            if e.kind() == io::ErrorKind::NotFound {
+                Ok(())
+            } else {
+                Err(e)
+            }
+        })?;
     }
     Ok(true)
 }
@@ -126,7 +134,9 @@ fn is_current(data: &Path, payload: &Payload, owner: Owner) -> io::Result<bool> 
             count += 1;
             let path = entry.path();
             let relative = path.strip_prefix(data).unwrap_or(&path).to_string_lossy().into_owned();
-            let Some(file) = payload.get(&relative) else { return Ok(false) };
+            let Some(file) = payload.get(&relative) else {
+                return Ok(false);
+            };
             let mode = entry.metadata()?.permissions().mode() & 0o7777;
             if mode != owner.mode(file.mode) || fs::read(&path)? != file.bytes {
                 return Ok(false);
@@ -143,7 +153,15 @@ mod tests {
     fn payload(files: &[(&str, &str)]) -> Payload {
         files
             .iter()
-            .map(|(path, text)| ((*path).to_owned(), File { bytes: text.as_bytes().to_vec(), mode: 0o644 }))
+            .map(|(path, text)| {
+                (
+                    (*path).to_owned(),
+                    File {
+                        bytes: text.as_bytes().to_vec(),
+                        mode: 0o644,
+                    },
+                )
+            })
             .collect()
     }
 
@@ -164,7 +182,10 @@ mod tests {
     fn refuses_paths_that_leave_the_volume() {
         let dir = tempfile::tempdir().expect("dir");
         for bad in ["../x", "/etc/x", "a/../../x", "..data", ""] {
-            assert!(write(dir.path(), &payload(&[(bad, "")]), Owner::default()).is_err(), "{bad}");
+            assert!(
+                write(dir.path(), &payload(&[(bad, "")]), Owner::default()).is_err(),
+                "{bad}"
+            );
         }
     }
 }

@@ -38,11 +38,20 @@ fn is_mount(dir: &Path) -> io::Result<bool> {
 /// When the path leaves the volume or the kernel refuses.
 pub fn bind_subpath(volume: &Path, sub: &str, target: &Path) -> io::Result<()> {
     let parts: Vec<_> = Path::new(sub).components().collect();
-    if !parts.iter().all(|c| matches!(c, Component::Normal(_) | Component::CurDir)) {
-        return Err(io::Error::other(format!("subPath {sub:?} must be relative and must not contain '..'")));
+    if !parts
+        .iter()
+        .all(|c| matches!(c, Component::Normal(_) | Component::CurDir))
+    {
+        return Err(io::Error::other(format!(
+            "subPath {sub:?} must be relative and must not contain '..'"
+        )));
     }
     let root = File::open(volume)?;
-    let found = if root.metadata()?.is_dir() { walk(&root, Path::new(sub))? } else { OwnedFd::from(root) };
+    let found = if root.metadata()?.is_dir() {
+        walk(&root, Path::new(sub))?
+    } else {
+        OwnedFd::from(root)
+    };
     let is_dir = File::from(found.try_clone()?).metadata()?.is_dir();
     unmount(target);
     if let Some(parent) = target.parent() {
@@ -54,7 +63,14 @@ pub fn bind_subpath(volume: &Path, sub: &str, target: &Path) -> io::Result<()> {
         File::create(target)?;
     }
     let source = PathBuf::from(format!("/proc/self/fd/{}", found.as_raw_fd()));
-    mount(Some(&source), target, None::<&str>, MsFlags::MS_BIND | MsFlags::MS_REC, None::<&str>).map_err(io::Error::from)
+    mount(
+        Some(&source),
+        target,
+        None::<&str>,
+        MsFlags::MS_BIND | MsFlags::MS_REC,
+        None::<&str>,
+    )
+    .map_err(io::Error::from)
 }
 
 fn beneath(flags: OFlag) -> OpenHow {
@@ -67,7 +83,11 @@ fn beneath(flags: OFlag) -> OpenHow {
 fn walk(root: &File, sub: &Path) -> io::Result<OwnedFd> {
     let mut so_far = PathBuf::new();
     for part in sub.components() {
-        let parent = if so_far.as_os_str().is_empty() { PathBuf::from(".") } else { so_far.clone() };
+        let parent = if so_far.as_os_str().is_empty() {
+            PathBuf::from(".")
+        } else {
+            so_far.clone()
+        };
         so_far.push(part);
         match openat2(root, &so_far, beneath(OFlag::O_PATH)) {
             Ok(_) => {}
@@ -111,7 +131,10 @@ fn unescape(text: &str) -> String {
     let bytes = text.as_bytes();
     let mut at = 0;
     while at < bytes.len() {
-        let code = bytes.get(at + 1..at + 4).and_then(|d| std::str::from_utf8(d).ok()).and_then(|d| u8::from_str_radix(d, 8).ok());
+        let code = bytes
+            .get(at + 1..at + 4)
+            .and_then(|d| std::str::from_utf8(d).ok())
+            .and_then(|d| u8::from_str_radix(d, 8).ok());
         match (bytes[at], code) {
             (b'\\', Some(byte)) => {
                 out.push(byte);

@@ -7,3 +7,4 @@ pub mod config;
 pub mod kubelet_api;
 pub mod metrics;
 pub mod node;
+pub mod rotation;

@@ -2,3 +2,9 @@
 //! a network.
 //!
 //! `main.rs` parses and starts, `app` wires; each module below owns one thing and hands out handles.
+
+pub mod config;
+pub mod kubelet_api;
+pub mod metrics;
+pub mod node;
+pub mod rotation;

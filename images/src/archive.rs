@@ -190,7 +190,10 @@ impl Blob {
 
 /// SHA-256 in hexadecimal.
 pub(crate) fn hex_sha256(bytes: &[u8]) -> String {
-    sha2::Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
+    sha2::Sha256::digest(bytes)
+        .iter()
+        .map(|byte| format!("{byte:02x}"))
+        .collect()
 }
 
 impl Image {
@@ -310,7 +313,8 @@ mod tests {
         let layout = Layout::read(&archive).unwrap();
         assert_eq!(layout.name, recipe::PAUSE);
         assert_eq!(
-            layout.config.digest, "sha256:280f7a2ed5ebe318fe853ecfe22e2b671b3f725f75f774294c84af8c8afb6c97",
+            layout.config.digest,
+            "sha256:280f7a2ed5ebe318fe853ecfe22e2b671b3f725f75f774294c84af8c8afb6c97",
             "{}",
             String::from_utf8_lossy(&layout.config.bytes)
         );

@@ -103,7 +103,9 @@ impl Containerd {
         });
         Ok(Self {
             channel: Endpoint::from_static("http://localhost").connect_with_connector_lazy(dial),
-            namespace: namespace.parse().map_err(|_| ImportError::Namespace(namespace.to_owned()))?,
+            namespace: namespace
+                .parse()
+                .map_err(|_| ImportError::Namespace(namespace.to_owned()))?,
         })
     }
 
@@ -114,7 +116,9 @@ impl Containerd {
     }
 
     fn mark<T>(&self, request: &mut Request<T>, lease: Option<&str>) {
-        request.metadata_mut().insert("containerd-namespace", self.namespace.clone());
+        request
+            .metadata_mut()
+            .insert("containerd-namespace", self.namespace.clone());
         if let Some(lease) = lease.and_then(|lease| lease.parse().ok()) {
             request.metadata_mut().insert("containerd-lease", lease);
         }
@@ -137,7 +141,13 @@ impl Containerd {
         let lease = self.lease(&layout).await?;
         let result = self.store(&layout, &lease).await;
         let mut leases = LeasesClient::new(self.channel.clone());
-        let delete = self.request(DeleteRequest { id: lease.clone(), sync: false }, None);
+        let delete = self.request(
+            DeleteRequest {
+                id: lease.clone(),
+                sync: false,
+            },
+            None,
+        );
         let released = call("give back lease", &lease, leases.delete(delete)).await;
         result?;
         released?;
@@ -159,7 +169,10 @@ impl Containerd {
     }
 
     async fn store(&self, layout: &Layout, lease: &str) -> Result<(), ImportError> {
-        let mut refs = HashMap::from([("containerd.io/gc.ref.content.config".to_owned(), layout.config.digest.clone())]);
+        let mut refs = HashMap::from([(
+            "containerd.io/gc.ref.content.config".to_owned(),
+            layout.config.digest.clone(),
+        )]);
         for (n, layer) in layout.layers.iter().enumerate() {
             self.write(layer, HashMap::new(), lease).await?;
             refs.insert(format!("containerd.io/gc.ref.content.l.{n}"), layer.digest.clone());
@@ -219,7 +232,13 @@ impl Containerd {
             image: Some(record.clone()),
             source_date_epoch: None,
         };
-        match call("record image", &layout.name, images.create(self.request(create, Some(lease)))).await {
+        match call(
+            "record image",
+            &layout.name,
+            images.create(self.request(create, Some(lease))),
+        )
+        .await
+        {
             Err(ImportError::Call { source, .. }) if source.code() == Code::AlreadyExists => {}
             other => return other.map(drop),
         }
@@ -228,7 +247,12 @@ impl Containerd {
             update_mask: None,
             source_date_epoch: None,
         };
-        call("update image", &layout.name, images.update(self.request(update, Some(lease)))).await?;
+        call(
+            "update image",
+            &layout.name,
+            images.update(self.request(update, Some(lease))),
+        )
+        .await?;
         Ok(())
     }
 
@@ -240,7 +264,10 @@ impl Containerd {
         let mut images = ImagesClient::new(self.channel.clone());
         let list = self.request(ListImagesRequest::default(), None);
         let answer = call("list", "images", images.list(list)).await?.into_inner();
-        let named = answer.images.into_iter().filter(|image| !image.name.starts_with("sha256:"));
+        let named = answer
+            .images
+            .into_iter()
+            .filter(|image| !image.name.starts_with("sha256:"));
         let mut all: Vec<Imported> = named
             .map(|image| Imported {
                 ours: image.labels.contains_key(IMPORTED_LABEL),
@@ -294,7 +321,11 @@ fn write_messages(blob: &Blob, labels: &HashMap<String, String>, lease: &str) ->
         expected: blob.digest.clone(),
         offset: i64::try_from(offset).unwrap_or(i64::MAX),
         data: data.to_vec(),
-        labels: if action == WriteAction::Commit { labels.clone() } else { HashMap::new() },
+        labels: if action == WriteAction::Commit {
+            labels.clone()
+        } else {
+            HashMap::new()
+        },
     };
     let mut messages = Vec::new();
     let mut offset = 0;
@@ -313,7 +344,12 @@ async fn call<T>(
     answer: impl Future<Output = Result<T, Status>>,
 ) -> Result<T, ImportError> {
     let answer = timeout(DEADLINE, answer).await;
-    let late = || Err(Status::deadline_exceeded(format!("no answer in {} s", DEADLINE.as_secs())));
+    let late = || {
+        Err(Status::deadline_exceeded(format!(
+            "no answer in {} s",
+            DEADLINE.as_secs()
+        )))
+    };
     answer.unwrap_or_else(|_| late()).map_err(|source| ImportError::Call {
         operation,
         object: object.to_owned(),
@@ -363,8 +399,17 @@ mod tests {
             bytes: vec![1; CHUNK * 2 + 1].into(),
         };
         let messages = write_messages(&blob, &HashMap::new(), "l");
-        assert_eq!(messages.iter().map(|m| m.data.len()).collect::<Vec<_>>(), [CHUNK, CHUNK, 1, 0]);
+        assert_eq!(
+            messages.iter().map(|m| m.data.len()).collect::<Vec<_>>(),
+            [CHUNK, CHUNK, 1, 0]
+        );
         assert_eq!(messages.last().unwrap().offset, 2 * CHUNK as i64 + 1);
-        assert_eq!(messages.iter().filter(|m| m.action == i32::from(WriteAction::Commit)).count(), 1);
+        assert_eq!(
+            messages
+                .iter()
+                .filter(|m| m.action == i32::from(WriteAction::Commit))
+                .count(),
+            1
+        );
     }
 }

@@ -76,21 +76,35 @@ impl Layout {
     pub fn read(archive: &[u8]) -> Result<Self, LayoutError> {
         let files = files(archive)?;
         let index: ImageIndex = {
-            let bytes = files.get("index.json").ok_or_else(|| bad("index.json", "is missing: no OCI archive"))?;
+            let bytes = files
+                .get("index.json")
+                .ok_or_else(|| bad("index.json", "is missing: no OCI archive"))?;
             parse("index.json", bytes)?
         };
         let [target] = index.manifests().as_slice() else {
-            return Err(bad("index.json", format!("has {} images, not one", index.manifests().len())));
+            return Err(bad(
+                "index.json",
+                format!("has {} images, not one", index.manifests().len()),
+            ));
         };
         let name = target.annotations().as_ref().and_then(|all| all.get(NAME_ANNOTATION));
-        let name = name.ok_or_else(|| bad("index.json", format!("no annotation {NAME_ANNOTATION}")))?.clone();
+        let name = name
+            .ok_or_else(|| bad("index.json", format!("no annotation {NAME_ANNOTATION}")))?
+            .clone();
         if *target.media_type() != MediaType::ImageManifest {
-            return Err(bad("index.json", format!("{} is no OCI image manifest", target.media_type())));
+            return Err(bad(
+                "index.json",
+                format!("{} is no OCI image manifest", target.media_type()),
+            ));
         }
         let manifest = take(&files, target)?;
         let parsed: ImageManifest = parse(&manifest.digest, &manifest.bytes)?;
         let config = take(&files, parsed.config())?;
-        let layers = parsed.layers().iter().map(|layer| take(&files, layer)).collect::<Result<_, _>>()?;
+        let layers = parsed
+            .layers()
+            .iter()
+            .map(|layer| take(&files, layer))
+            .collect::<Result<_, _>>()?;
         Ok(Self {
             name,
             manifest,
@@ -103,7 +117,10 @@ impl Layout {
 /// The regular files of the archive.
 fn files(archive: &[u8]) -> Result<BTreeMap<String, Bytes>, LayoutError> {
     if archive.len() as u64 > MAX_ARCHIVE {
-        return Err(bad("the archive", format!("has {} bytes, more than {MAX_ARCHIVE}", archive.len())));
+        return Err(bad(
+            "the archive",
+            format!("has {} bytes, more than {MAX_ARCHIVE}", archive.len()),
+        ));
     }
     let mut files = BTreeMap::new();
     let mut tar = tar::Archive::new(archive);
@@ -116,7 +133,10 @@ fn files(archive: &[u8]) -> Result<BTreeMap<String, Bytes>, LayoutError> {
         let path = path.trim_start_matches("./").to_owned();
         // No more than the archive holds can come of it: entries are not sparse here.
         let mut bytes = Vec::new();
-        entry.take(archive.len() as u64).read_to_end(&mut bytes).map_err(LayoutError::Tar)?;
+        entry
+            .take(archive.len() as u64)
+            .read_to_end(&mut bytes)
+            .map_err(LayoutError::Tar)?;
         files.insert(path, Bytes::from(bytes));
     }
     Ok(files)
@@ -124,7 +144,10 @@ fn files(archive: &[u8]) -> Result<BTreeMap<String, Bytes>, LayoutError> {
 
 fn parse<T: serde::de::DeserializeOwned>(path: &str, bytes: &[u8]) -> Result<T, LayoutError> {
     if bytes.len() > MAX_DESCRIPTION {
-        return Err(bad(path, format!("has {} bytes, more than {MAX_DESCRIPTION}", bytes.len())));
+        return Err(bad(
+            path,
+            format!("has {} bytes, more than {MAX_DESCRIPTION}", bytes.len()),
+        ));
     }
     serde_json::from_slice(bytes).map_err(|source| LayoutError::Describe {
         path: path.to_owned(),

@@ -105,7 +105,12 @@ async fn run(command: Command) -> Result<()> {
         }
         Command::List { at } => {
             for image in at.connect()?.list().await? {
-                println!("{} {}{}", image.name, image.digest, if image.ours { " imported" } else { "" });
+                println!(
+                    "{} {}{}",
+                    image.name,
+                    image.digest,
+                    if image.ours { " imported" } else { "" }
+                );
             }
         }
         Command::Prune { at, keep } => {

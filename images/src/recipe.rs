@@ -26,14 +26,20 @@ pub fn pause(pause: Vec<u8>, architecture: Architecture) -> Image {
 /// `kedge.dev/demo:1`: busybox with its applets, and `kedge-demo`, which runs when the pod names no command.
 #[must_use]
 pub fn demo(demo: Vec<u8>, busybox: Vec<u8>, architecture: Architecture) -> Image {
-    let mut entries: Vec<Entry> = ["bin", "dev", "etc", "home", "proc", "root", "sys", "usr", "usr/bin", "var"]
-        .into_iter()
-        .map(|path| Entry::folder(path, 0o755))
-        .collect();
+    let mut entries: Vec<Entry> = [
+        "bin", "dev", "etc", "home", "proc", "root", "sys", "usr", "usr/bin", "var",
+    ]
+    .into_iter()
+    .map(|path| Entry::folder(path, 0o755))
+    .collect();
     entries.push(Entry::folder("tmp", 0o1777));
     entries.push(Entry::file("bin/busybox", busybox, 0o755));
     entries.push(Entry::file("bin/kedge-demo", demo, 0o755));
-    entries.extend(APPLETS.lines().map(|name| Entry::link(format!("bin/{name}"), "busybox")));
+    entries.extend(
+        APPLETS
+            .lines()
+            .map(|name| Entry::link(format!("bin/{name}"), "busybox")),
+    );
     entries.push(Entry::link("usr/bin/env".to_owned(), "/bin/busybox"));
     let passwd = "root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534:nobody:/:/bin/false\n";
     entries.push(Entry::file("etc/passwd", passwd.as_bytes().to_vec(), 0o644));

@@ -40,7 +40,11 @@ impl Daemon {
             bin = debian("lib/cni").display(),
         );
         std::fs::write(dir.join("config.toml"), config).unwrap();
-        let path = format!("{}:{}:/usr/sbin:/usr/bin:/sbin:/bin", debian("bin").display(), debian("sbin").display());
+        let path = format!(
+            "{}:{}:/usr/sbin:/usr/bin:/sbin:/bin",
+            debian("bin").display(),
+            debian("sbin").display()
+        );
         let child = Command::new(debian("bin/containerd"))
             .arg("--config")
             .arg(dir.join("config.toml"))
@@ -122,10 +126,14 @@ async fn imported_images_are_seen_and_run_without_a_registry() {
         client.import(archive).await.unwrap();
     }
     // The lease is gone; what a garbage collection leaves is what the record refers to.
-    daemon.ctr(&["content", "prune", "references"]);
+    daemon.ctr(&["leases", "create", "--id", "collect"]);
+    daemon.ctr(&["leases", "delete", "--sync", "collect"]);
     let listed = daemon.ctr(&["images", "check"]);
     for name in ["kedge.dev/pause:1", "kedge.dev/demo:1"] {
-        let line = listed.lines().find(|line| line.starts_with(name)).unwrap_or_else(|| panic!("{name} in {listed}"));
+        let line = listed
+            .lines()
+            .find(|line| line.starts_with(name))
+            .unwrap_or_else(|| panic!("{name} in {listed}"));
         assert!(line.contains("complete"), "{line}");
         let image = until(name, async || runtime.image_status(name).await.unwrap()).await;
         assert!(image.repo_tags.contains(&name.to_owned()), "{image:?}");
@@ -133,8 +141,17 @@ async fn imported_images_are_seen_and_run_without_a_registry() {
     run_a_container(&runtime, dir.path()).await;
     let listed = client.list().await.unwrap();
     assert!(listed.iter().all(|image| image.ours), "{listed:?}");
-    assert_eq!(client.prune(&["kedge.dev/pause:1".to_owned()]).await.unwrap(), ["kedge.dev/demo:1"]);
-    assert!(client.prune(&["kedge.dev/pause:1".to_owned()]).await.unwrap().is_empty());
+    assert_eq!(
+        client.prune(&["kedge.dev/pause:1".to_owned()]).await.unwrap(),
+        ["kedge.dev/demo:1"]
+    );
+    assert!(
+        client
+            .prune(&["kedge.dev/pause:1".to_owned()])
+            .await
+            .unwrap()
+            .is_empty()
+    );
 }
 
 async fn run_a_container(runtime: &CriRuntime, dir: &Path) {
@@ -175,11 +192,19 @@ async fn run_a_container(runtime: &CriRuntime, dir: &Path) {
     let container = runtime.create_container(&id, &config, &sandbox).await.unwrap();
     runtime.start_container(&container).await.unwrap();
     let log = logs.join("main.log");
-    until("the log", async || std::fs::read_to_string(&log).ok().filter(|text| text.contains("it runs"))).await;
+    until("the log", async || {
+        std::fs::read_to_string(&log)
+            .ok()
+            .filter(|text| text.contains("it runs"))
+    })
+    .await;
     let words = ["kedge-demo-is-there", "/bin/kedge-demo"];
     let test = format!("test -x {} && echo {}", words[1], words[0]);
     let command = ["sh", "-c", &test].map(str::to_owned);
-    let output = runtime.exec_sync(&container, &command, Duration::from_secs(10)).await.unwrap();
+    let output = runtime
+        .exec_sync(&container, &command, Duration::from_secs(10))
+        .await
+        .unwrap();
     assert!(String::from_utf8_lossy(&output.stdout).contains(words[0]), "{output:?}");
     let begun = Instant::now();
     runtime.stop_container(&container, Duration::ZERO).await.unwrap();

@@ -37,7 +37,10 @@ struct State {
 
 impl State {
     fn told_to_fail(&self, now: Instant) -> bool {
-        let until = *self.fail_until.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let until = *self
+            .fail_until
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner);
         until.is_some_and(|until| now < until)
     }
 
@@ -79,7 +82,9 @@ fn root() -> String {
 fn environment(vars: impl Iterator<Item = (String, String)>) -> String {
     let mut lines: Vec<String> = vars
         .map(|(name, value)| {
-            let secret = ["PASSWORD", "SECRET", "TOKEN", "KEY"].iter().any(|word| name.contains(word));
+            let secret = ["PASSWORD", "SECRET", "TOKEN", "KEY"]
+                .iter()
+                .any(|word| name.contains(word));
             if secret {
                 format!("{name}=({} bytes)\n", value.len())
             } else {
@@ -108,17 +113,25 @@ fn answer(state: &State, now: Instant, method: &str, target: &str) -> (Answer, O
         ("GET" | "HEAD", "/readyz") => probe(state.ready(now)),
         ("POST", "/fail") => {
             let length = Duration::from_secs(parameter(query, "seconds").unwrap_or(60).min(86_400));
-            *state.fail_until.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = Some(now + length);
+            *state
+                .fail_until
+                .lock()
+                .unwrap_or_else(std::sync::PoisonError::into_inner) = Some(now + length);
             ("200 OK", format!("failing for {} s\n", length.as_secs()))
         }
         ("POST", "/exit") => {
-            let code = parameter(query, "code").and_then(|code| u8::try_from(code).ok()).unwrap_or(1);
+            let code = parameter(query, "code")
+                .and_then(|code| u8::try_from(code).ok())
+                .unwrap_or(1);
             return (("200 OK", format!("exiting with {code}\n")), Some(code));
         }
         (_, "/" | "/env" | "/healthz" | "/readyz" | "/fail" | "/exit") => {
             ("405 Method Not Allowed", "no such method here\n".to_owned())
         }
-        _ => ("404 Not Found", "there are /, /env, /healthz, /readyz, /fail and /exit\n".to_owned()),
+        _ => (
+            "404 Not Found",
+            "there are /, /env, /healthz, /readyz, /fail and /exit\n".to_owned(),
+        ),
     };
     (answer, None)
 }
@@ -172,7 +185,10 @@ fn main() -> ExitCode {
         eprintln!("kedge-demo: block signals: {error}");
         return ExitCode::FAILURE;
     }
-    let port = std::env::var("PORT").ok().and_then(|port| port.parse().ok()).unwrap_or(8080_u16);
+    let port = std::env::var("PORT")
+        .ok()
+        .and_then(|port| port.parse().ok())
+        .unwrap_or(8080_u16);
     let listener = match TcpListener::bind(("::", port)).or_else(|_| TcpListener::bind(("0.0.0.0", port))) {
         Ok(listener) => listener,
         Err(error) => {
@@ -232,7 +248,10 @@ mod tests {
     fn exit_has_a_code_and_what_is_unknown_is_told() {
         let state = state();
         assert_eq!(answer(&state, state.started, "POST", "/exit?code=7").1, Some(7));
-        assert_eq!(answer(&state, state.started, "GET", "/exit").0.0, "405 Method Not Allowed");
+        assert_eq!(
+            answer(&state, state.started, "GET", "/exit").0.0,
+            "405 Method Not Allowed"
+        );
         assert_eq!(answer(&state, state.started, "GET", "/nothing").0.0, "404 Not Found");
     }
 

@@ -301,7 +301,9 @@ impl EdgecoreConfig {
             path: path.to_owned(),
             source,
         })?;
-        config.complete(path.parent().unwrap_or(Path::new("/")));
+        // Paths derived from the file's must not depend on where the process was started.
+        let absolute = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
+        config.complete(absolute.parent().unwrap_or(Path::new("/")));
         config.validate()?;
         Ok(config)
     }

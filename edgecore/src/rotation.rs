@@ -1,19 +1,19 @@
 //! This node's certificate: loading it, and renewing it at two thirds of its life.
 //!
-//! [`pki`] owns the files and the swap that a crash cannot break. [`run`] is the loop: wait until due and a session is up → new key
+//! [`pki`] owns the files and the swap that a crash cannot break. [`Rotation::run`] is the loop: wait until due and a session is up → new key
 //! and CSR → `POST /v1/certificate` over a stream of the session → check → swap the files → [`tunnel::Edge::set_certificate`].
+//! A certificate that ran out while the machine was away opens no session: then [`rejoin`] asks the join listener, with the old key
+//! as proof.
 //!
 //! On failure the old certificate stays, and the next try comes after [`RETRY_AFTER`] or with the next session.
 
+mod exchange;
 pub mod pki;
+pub mod rejoin;
 
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use bytes::Bytes;
-use http::{Request, StatusCode, header};
-use http_body_util::{BodyExt, Full, Limited};
-use hyper_util::rt::TokioIo;
 use rcgen::{CertificateParams, DistinguishedName, DnType, KeyPair};
 use tokio::sync::watch;
 use tokio::time::timeout;
@@ -27,8 +27,6 @@ const RETRY_AFTER: Duration = Duration::from_secs(3600);
 const LOOK_AGAIN: Duration = Duration::from_secs(3600);
 /// A round trip and a signature, over a bad link.
 const ANSWER_WITHIN: Duration = Duration::from_secs(30);
-/// A chain has under 4 KiB.
-const MAX_ANSWER: usize = 64 * 1024;
 
 /// Why there is no new certificate.
 #[derive(Debug, thiserror::Error)]
@@ -59,63 +57,79 @@ fn exchange_error(error: impl std::fmt::Display) -> RenewError {
     RenewError::Exchange(error.to_string())
 }
 
+/// What the rotation works with.
+#[derive(Clone, Debug)]
+pub struct Rotation {
+    /// The node's certificate files.
+    pub pki: Pki,
+    /// The hub's join listener, `host:port`; empty = a certificate that ran out stays so.
+    pub join_address: String,
+    /// Time that has passed for sure.
+    pub floor: ClockFloor,
+}
+
 /// When a certificate is to be renewed: at two thirds of its life, all since 1970.
 pub fn renew_at(not_before: Duration, not_after: Duration) -> Duration {
     not_before + not_after.saturating_sub(not_before) * 2 / 3
 }
 
-/// Renews until `stop`. `sessions` holds the live session, if there is one.
-pub async fn run(
-    pki: Pki,
-    edge: Arc<Edge>,
-    floor: ClockFloor,
-    mut sessions: watch::Receiver<Option<Session>>,
-    mut stop: watch::Receiver<bool>,
-) {
-    let stopped = async {
-        let _ = stop.wait_for(|stop| *stop).await;
-    };
-    let renewing = async {
-        loop {
-            if let Err(error) = renew_when_due(&pki, &edge, &floor, &mut sessions).await {
-                tracing::warn!(error = %error, source = ?std::error::Error::source(&error), "could not renew this node's certificate");
-                let _ = timeout(RETRY_AFTER, sessions.changed()).await;
+impl Rotation {
+    /// Renews until `stop`. `sessions` holds the live session, if there is one.
+    pub async fn run(
+        self,
+        edge: Arc<Edge>,
+        mut sessions: watch::Receiver<Option<Session>>,
+        mut stop: watch::Receiver<bool>,
+    ) {
+        let stopped = async {
+            let _ = stop.wait_for(|stop| *stop).await;
+        };
+        let renewing = async {
+            loop {
+                if let Err(error) = self.renew_when_due(&edge, &mut sessions).await {
+                    let source = std::error::Error::source(&error).map(ToString::to_string);
+                    tracing::warn!(%error, ?source, "could not renew this node's certificate");
+                    let _ = timeout(RETRY_AFTER, sessions.changed()).await;
+                }
             }
+        };
+        tokio::select! {
+            biased;
+            () = stopped => {}
+            () = renewing => {}
         }
-    };
-    tokio::select! {
-        biased;
-        () = stopped => {}
-        () = renewing => {}
     }
-}
 
-async fn renew_when_due(
-    pki: &Pki,
-    edge: &Edge,
-    floor: &ClockFloor,
-    sessions: &mut watch::Receiver<Option<Session>>,
-) -> Result<(), RenewError> {
-    let identity = pki.load()?;
-    let due = renew_at(identity.not_before, identity.not_after);
-    loop {
-        let left = due.saturating_sub(now(floor));
-        if left.is_zero() {
-            break;
+    async fn renew_when_due(
+        &self,
+        edge: &Edge,
+        sessions: &mut watch::Receiver<Option<Session>>,
+    ) -> Result<(), RenewError> {
+        let identity = self.pki.load()?;
+        let due = renew_at(identity.not_before, identity.not_after);
+        loop {
+            let left = due.saturating_sub(now(&self.floor));
+            if left.is_zero() {
+                break;
+            }
+            tokio::time::sleep(left.min(LOOK_AGAIN)).await;
         }
-        tokio::time::sleep(left.min(LOOK_AGAIN)).await;
+        let renewed = if now(&self.floor) >= identity.not_after && !self.join_address.is_empty() {
+            rejoin::rejoin(self, &identity.node).await?
+        } else {
+            let session = match sessions.wait_for(Option::is_some).await {
+                Ok(session) => session.clone(),
+                // The owner of sessions is gone: the process ends.
+                Err(_) => std::future::pending().await,
+            };
+            let Some(session) = session else { return Ok(()) };
+            renew(&self.pki, &session, &identity.node).await?
+        };
+        let days = renewed.not_after.saturating_sub(now(&self.floor)).as_secs() / 86_400;
+        edge.set_certificate(renewed.certificate).await?;
+        tracing::info!(node = identity.node, days, "renewed this node's certificate");
+        Ok(())
     }
-    let session = match sessions.wait_for(Option::is_some).await {
-        Ok(session) => session.clone(),
-        // The owner of sessions is gone: the process ends.
-        Err(_) => std::future::pending().await,
-    };
-    let Some(session) = session else { return Ok(()) };
-    let renewed = renew(pki, &session, &identity.node).await?;
-    let days = renewed.not_after.saturating_sub(now(floor)).as_secs() / 86_400;
-    edge.set_certificate(renewed.certificate).await?;
-    tracing::info!(node = identity.node, days, "renewed this node's certificate");
-    Ok(())
 }
 
 /// max(clock, floor), since 1970.
@@ -149,37 +163,7 @@ fn request(key: &KeyPair, node: &str) -> Result<String, rcgen::Error> {
 
 async fn ask(session: &Session, csr: String) -> Result<String, RenewError> {
     let stream = session.open_stream().await.map_err(exchange_error)?;
-    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
-        .await
-        .map_err(exchange_error)?;
-    let request = Request::post("/v1/certificate")
-        .header(header::HOST, tunnel::SERVER_NAME)
-        .header(header::CONTENT_TYPE, "application/x-pem-file")
-        .body(Full::new(Bytes::from(csr)))
-        .map_err(exchange_error)?;
-    let exchange = async {
-        let response = sender.send_request(request).await.map_err(exchange_error)?;
-        let status = response.status();
-        let body = Limited::new(response.into_body(), MAX_ANSWER).collect().await;
-        Ok::<_, RenewError>((status, body.map_err(exchange_error)?.to_bytes()))
-    };
-    // The connection only moves bytes: how it ends, the exchange learns.
-    let driver = async {
-        let _ = connection.await;
-        std::future::pending().await
-    };
-    let (status, body) = tokio::select! {
-        answer = exchange => answer?,
-        never = driver => never,
-    };
-    let text = String::from_utf8_lossy(&body).into_owned();
-    if status == StatusCode::OK {
-        return Ok(text);
-    }
-    Err(RenewError::Refused {
-        status: status.as_u16(),
-        message: text.chars().take(500).collect(),
-    })
+    exchange::post(stream, "/v1/certificate", "application/x-pem-file", csr).await
 }
 
 #[cfg(test)]

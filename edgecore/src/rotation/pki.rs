@@ -122,6 +122,16 @@ impl Pki {
         }
     }
 
+    /// Certificate and key as PEM; after [`Pki::load`], so that they fit.
+    ///
+    /// # Errors
+    /// As [`Pki::load`].
+    pub fn pem(&self) -> Result<(String, String), PkiError> {
+        self.load()?;
+        let text = |name| Ok(String::from_utf8_lossy(&self.read(name)?).into_owned());
+        Ok((text("client.crt")?, text("client.key")?))
+    }
+
     /// Checks a new chain and key and makes them the node's.
     ///
     /// # Errors

@@ -19,11 +19,12 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
 use crate::admin::{Admin, AdminError, Pages};
-use crate::config::EdgecoreConfig;
+use crate::config::{CgroupDriver, EdgecoreConfig};
+use crate::edgehub::EdgeHub;
 use crate::kubelet_api::KubeletApi;
 use crate::kubelet_api::pods::PodSource;
-use crate::node::NodeManager;
-use crate::node::conditions::HubFlags;
+use crate::node::{NodeInfo, NodeManager};
+use crate::pods::{Parts, PodManager, PodsConfig, Recorder, Rows};
 use crate::secret_key::{self, KeyError};
 use crate::supervisor::{Ended, Supervisor};
 
@@ -53,6 +54,12 @@ pub enum AppError {
     /// The admin socket cannot be served.
     #[error(transparent)]
     Admin(#[from] AdminError),
+    /// The store cannot be read.
+    #[error("cannot read the store")]
+    Read(#[from] metastore::ReadError),
+    /// The events in the store cannot be read.
+    #[error("cannot read the events in the store")]
+    Rows(#[source] crate::pods::rows::RowError),
     /// Signals cannot be waited for.
     #[error("cannot wait for signals")]
     Signal(#[source] std::io::Error),
@@ -84,17 +91,23 @@ pub async fn build(config: EdgecoreConfig) -> Result<App, AppError> {
     let runtime: Arc<dyn Runtime> = Arc::new(runtime);
     supervisor.forever("containerd-events", pump.run());
 
-    let (flags, hub_flags) = watch::channel(HubFlags::default());
-    let node = NodeManager::new(config.clone(), store.clone(), runtime.clone(), hub_flags);
+    let stop = stop_signal(&mut supervisor);
+    let kubelet_api = KubeletApi::new(&config, runtime.clone(), Arc::new(store.clone()));
+    let hub = EdgeHub::new(config.clone(), store.clone(), kubelet_api.clone(), stop.clone())?;
+
+    let node = NodeManager::new(config.clone(), store.clone(), runtime.clone(), hub.flags());
     let node_info = node.info();
     supervisor.forever("node", node.run());
 
-    let kubelet_api = KubeletApi::new(&config, runtime.clone(), Arc::new(store.clone()));
-    // Until there is a link, its flags stay as they are.
-    supervisor.forever("link", async move {
-        std::future::pending::<()>().await;
-        drop(flags);
-        std::future::pending().await
+    start_pods(
+        &mut supervisor,
+        &config,
+        (store.clone(), runtime),
+        (&hub, node_info.clone(), stop),
+    )?;
+    supervisor.until_stop("hub", async move {
+        hub.run().await;
+        Ok::<(), String>(())
     });
 
     let pages = Pages {
@@ -135,6 +148,71 @@ impl App {
         self.supervisor.run(stop).await?;
         tracing::info!("edgecore stopped");
         Ok(())
+    }
+}
+
+/// What becomes true at the stop, for tasks that end in order.
+fn stop_signal(supervisor: &mut Supervisor) -> watch::Receiver<bool> {
+    let (sender, receiver) = watch::channel(false);
+    let token = supervisor.stop_token();
+    supervisor.until_stop("stop", async move {
+        token.cancelled().await;
+        sender.send_replace(true);
+        Ok::<(), String>(())
+    });
+    receiver
+}
+
+/// Pods and their events.
+fn start_pods(
+    supervisor: &mut Supervisor,
+    config: &EdgecoreConfig,
+    (store, runtime): (Store, Arc<dyn Runtime>),
+    (hub, info, stop): (&EdgeHub, watch::Receiver<Arc<NodeInfo>>, watch::Receiver<bool>),
+) -> Result<(), AppError> {
+    let rows: Arc<dyn Rows> = Arc::new(store);
+    let recorder = Recorder::new(rows.clone(), &config.node_name).map_err(AppError::Rows)?;
+    let (facts, following) = crate::facts::follow(info);
+    supervisor.forever("facts", following);
+    let parts = Parts {
+        rows,
+        runtime,
+        recorder: recorder.clone(),
+        api: Arc::new(hub.api()),
+        node: facts,
+        complete: hub.complete(),
+    };
+    let manager = PodManager::new(pods_config(config), parts);
+    supervisor.until_stop("pods", async move {
+        manager.run(stop).await;
+        Ok::<(), String>(())
+    });
+    supervisor.forever("events", async move {
+        recorder.run().await;
+        std::future::pending().await
+    });
+    Ok(())
+}
+
+fn pods_config(config: &EdgecoreConfig) -> PodsConfig {
+    let kubelet = &config.kubelet;
+    let links = &kubelet.container_logs_dir;
+    PodsConfig {
+        node_name: config.node_name.clone(),
+        root_dir: kubelet.root_dir.clone(),
+        pod_logs_dir: kubelet.pod_logs_dir.clone(),
+        container_logs_dir: Some(links.clone()).filter(|dir| !dir.as_os_str().is_empty()),
+        cgroup_root: kubelet.cgroup_root.clone(),
+        cgroup_driver: match kubelet.cgroup_driver {
+            CgroupDriver::Cgroupfs => cri::CgroupDriver::Cgroupfs,
+            CgroupDriver::Systemd => cri::CgroupDriver::Systemd,
+        },
+        start_parallelism: kubelet.pod_start_parallelism as usize,
+        cluster_dns: config.cluster_dns.clone(),
+        cluster_domain: config.cluster_domain.clone(),
+        api_host: config.api_server.host.clone(),
+        api_port: config.api_server.port,
+        ..PodsConfig::default()
     }
 }
 

@@ -5,8 +5,12 @@
 //! - kube-apiserver → [`kubelet_proxy`] → tunnel → the edge's kubelet API
 //! - [`identity`]: CAs, join tokens, certificates; [`node_api`]: what an edge asks for in a session
 
+pub mod admin;
+pub mod app;
+pub mod config;
 pub mod identity;
 pub mod kube_api;
+pub mod kubelet_proxy;
 pub mod node_api;
 pub mod registry;
 pub mod reports;

@@ -139,6 +139,23 @@ impl Registry {
         self.lock().nodes.get(name).cloned()
     }
 
+    /// How many pods and objects each served node has, for people.
+    pub fn summary(&self) -> Value {
+        let state = self.lock();
+        let mut nodes = serde_json::Map::new();
+        for node in &state.served {
+            let pods = state.pods.values().filter(|pod| pod.node == *node).count();
+            let view = state.views.get(node).map(|sender| sender.borrow().clone());
+            let objects = view.as_ref().map_or(0, |view| view.objects.len());
+            let complete = view.is_some_and(|view| view.synced);
+            nodes.insert(
+                node.clone(),
+                serde_json::json!({"pods": pods, "objects": objects, "complete": complete}),
+            );
+        }
+        Value::Object(nodes)
+    }
+
     /// Runs the watches until it is dropped.
     pub async fn run(self) {
         self.identify().await;

@@ -7,6 +7,7 @@
 //! Nothing here waits for the network or the runtime: both may be away at the start. A store that fails while running ends the process (exit
 //! status 74), and it starts again on what is durable. SIGTERM ends it in order and touches no container.
 
+use std::future::Future;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -116,13 +117,21 @@ impl App {
     pub async fn run(self) -> Result<(), AppError> {
         let mut terminate = signal(SignalKind::terminate()).map_err(AppError::Signal)?;
         let mut interrupt = signal(SignalKind::interrupt()).map_err(AppError::Signal)?;
-        tracing::info!(tasks = ?self.supervisor.names(), "edgecore runs");
         let stop = async move {
             tokio::select! {
                 _ = terminate.recv() => "SIGTERM",
                 _ = interrupt.recv() => "SIGINT",
             }
         };
+        self.run_until(stop).await
+    }
+
+    /// Runs until `stop` says why to end, or until a task ends.
+    ///
+    /// # Errors
+    /// The task that ended and should not have.
+    pub async fn run_until(self, stop: impl Future<Output = &'static str>) -> Result<(), AppError> {
+        tracing::info!(tasks = ?self.supervisor.names(), "edgecore runs");
         self.supervisor.run(stop).await?;
         tracing::info!("edgecore stopped");
         Ok(())

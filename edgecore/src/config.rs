@@ -16,6 +16,9 @@ pub const KIND: &str = "EdgecoreConfig";
 /// Where the file is when nobody says.
 pub const DEFAULT_PATH: &str = "/etc/kedge/edgecore.yaml";
 
+/// kubelet's folder of pods' logs.
+const POD_LOGS_DIR: &str = "/var/log/pods";
+
 /// Why a configuration is no good.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
@@ -135,7 +138,7 @@ pub struct KubeletConfig {
     pub root_dir: PathBuf,
     /// Pods' logs.
     pub pod_logs_dir: PathBuf,
-    /// Links to the logs by container, for log shippers; empty: none are made.
+    /// Links to the logs by container, for log shippers. Empty: kubelet's `/var/log/containers` where `podLogsDir` is kubelet's too, else none.
     pub container_logs_dir: PathBuf,
     /// The port that the node's own kubelet API would have; told in the Node object by the hub alone.
     pub port: u16,
@@ -170,7 +173,7 @@ impl Default for KubeletConfig {
         ];
         Self {
             root_dir: PathBuf::from("/var/lib/kubelet"),
-            pod_logs_dir: PathBuf::from("/var/log/pods"),
+            pod_logs_dir: PathBuf::from(POD_LOGS_DIR),
             container_logs_dir: PathBuf::new(),
             port: 10250,
             cgroup_root: String::new(),
@@ -319,6 +322,12 @@ impl EdgecoreConfig {
         fill(&mut self.store_key_file, beside.join("store.key"));
         fill(&mut self.admin_socket, self.run_dir.join("edgecore.sock"));
         fill(&mut self.network.ipam_dir, self.run_dir.join("cni"));
+        if self.kubelet.pod_logs_dir == Path::new(POD_LOGS_DIR) {
+            fill(
+                &mut self.kubelet.container_logs_dir,
+                PathBuf::from("/var/log/containers"),
+            );
+        }
         if self.node_name.is_empty() {
             let host = nix::unistd::gethostname().unwrap_or_default();
             self.node_name = host.to_string_lossy().to_lowercase();

@@ -112,6 +112,11 @@ pub fn wall_time() -> String {
         .unwrap_or_default()
 }
 
+/// Waits until the runtime's events were lost: it went away, or came back.
+async fn lost(hints: &mut cri::Hints) {
+    while hints.next().await != cri::PodHint::Relist {}
+}
+
 impl NodeManager {
     /// A manager; `hub` is what the link knows. Reads the machine's identity; does nothing else until [`NodeManager::run`].
     pub fn new(
@@ -155,6 +160,7 @@ impl NodeManager {
     pub async fn run(mut self) -> std::convert::Infallible {
         let own = format!("object/v1/Node/-/{}", self.config.node_name);
         let mut node_object = self.store.watch(&own);
+        let mut hints = self.runtime.events();
         loop {
             self.network(&own).await;
             let ready = self.round(&own).await;
@@ -164,6 +170,7 @@ impl NodeManager {
                 biased;
                 open = node_object.changed() => if !open { tokio::time::sleep(wait).await },
                 changed = self.hub.changed() => if changed.is_err() { tokio::time::sleep(wait).await },
+                () = lost(&mut hints) => {}
                 () = tokio::time::sleep(wait) => {}
             }
         }

@@ -1,5 +1,7 @@
 //! A private containerd with one busybox image, for tests that need real containers.
 
+#![allow(dead_code, reason = "each test uses a part")]
+
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};

@@ -63,6 +63,12 @@ pub fn admit(pod: &Pod, others: &[&Pod], allocatable: &Map, labels: &Map) -> Res
             "Pod was rejected: Predicate NodePorts failed: node(s) didn't have free ports for the requested pod ports";
         return refuse("NodePorts", message.to_owned());
     }
+    fits(pod, others, allocatable)
+}
+
+/// Each resource that the pod asks for, beside what the others have.
+fn fits(pod: &Pod, others: &[&Pod], allocatable: &Map) -> Result<(), Verdict> {
+    let refuse = |reason: String, message: String| Err(Verdict { reason, message });
     let names: std::collections::BTreeSet<&String> = pod
         .all_containers()
         .flat_map(|c| c.resources.requests.keys().chain(c.resources.limits.keys()))
@@ -90,7 +96,7 @@ pub fn admit(pod: &Pod, others: &[&Pod], allocatable: &Map, labels: &Map) -> Res
                 unit(used),
                 unit(capacity)
             );
-            return refuse(&format!("OutOf{name}"), message);
+            return refuse(format!("OutOf{name}"), message);
         }
     }
     Ok(())

@@ -316,13 +316,17 @@ fn security(
             .se_linux_options
             .as_ref()
             .or(of_pod.se_linux_options.as_ref())
-            .map(|o| SelinuxOptions {
-                user: o.user.clone(),
-                role: o.role.clone(),
-                type_: o.r#type.clone(),
-                level: o.level.clone(),
-            }),
+            .map(selinux),
     })
+}
+
+fn selinux(o: &api::SeLinuxOptions) -> SelinuxOptions {
+    SelinuxOptions {
+        user: o.user.clone(),
+        role: o.role.clone(),
+        type_: o.r#type.clone(),
+        level: o.level.clone(),
+    }
 }
 
 fn check_non_root(pod: &Pod, container: &Container, image: &cri::Image, user: Option<i64>) -> Result<(), SpecError> {

@@ -185,18 +185,7 @@ fn container_status(inputs: Inputs<'_>, container: &Container) -> ContainerStatu
         status.image.clone_from(&newest.status.image);
     }
     status.restart_count = newest.restarts();
-    let before = instances.find(|c| c.is_over());
-    status.last_state = match (before, prior) {
-        (Some(seen), _) => terminated(seen, memory),
-        (None, Some(p)) if newest.restarts() > 0 => {
-            if p.container_id == status.container_id {
-                p.last_state.clone()
-            } else {
-                ended(p)
-            }
-        }
-        _ => State::default(),
-    };
+    status.last_state = last_state(&status, newest, instances.find(|c| c.is_over()), (prior, memory));
     match newest.status.state {
         cri::ContainerState::Running => {
             status.state.running = Some(RunningState {
@@ -221,6 +210,21 @@ fn container_status(inputs: Inputs<'_>, container: &Container) -> ContainerStatu
         }
     }
     status
+}
+
+/// How the instance before this one ended, from the runtime or from what was told before.
+fn last_state(
+    status: &ContainerStatus,
+    newest: &Seen,
+    before: Option<&Seen>,
+    (prior, memory): (Option<&ContainerStatus>, &Memory),
+) -> State {
+    match (before, prior) {
+        (Some(seen), _) => terminated(seen, memory),
+        (None, Some(p)) if newest.restarts() > 0 && p.container_id == status.container_id => p.last_state.clone(),
+        (None, Some(p)) if newest.restarts() > 0 => ended(p),
+        _ => State::default(),
+    }
 }
 
 /// The runtime has no instance: waiting, or what it was when we last saw it.
@@ -453,17 +457,7 @@ fn conditions(inputs: Inputs<'_>, status: &PodStatus) -> Vec<Condition> {
             format!("containers with incomplete status: [{}]", uninitialized.join(" ")),
         ),
     };
-    let ready = match pod.spec.readiness_gates.first() {
-        Some(gate) if containers_ready.0 => (
-            false,
-            "ReadinessGatesNotReady",
-            format!(
-                "corresponding condition of pod readiness gate \"{}\" does not exist.",
-                gate.condition_type
-            ),
-        ),
-        _ => containers_ready.clone(),
-    };
+    let ready = gated(pod, containers_ready.clone());
     let make = |kind: &str, value: (bool, &str, String)| condition(inputs, kind, value);
     vec![
         make("PodReadyToStartContainers", (sandbox, "", String::new())),
@@ -472,6 +466,21 @@ fn conditions(inputs: Inputs<'_>, status: &PodStatus) -> Vec<Condition> {
         make("ContainersReady", containers_ready),
         make("PodScheduled", (true, "", String::new())),
     ]
+}
+
+/// Ready is ContainersReady behind the readiness gates. Their conditions are written by others and do not reach the node: they count as false.
+fn gated(pod: &Pod, containers_ready: (bool, &'static str, String)) -> (bool, &'static str, String) {
+    match pod.spec.readiness_gates.first() {
+        Some(gate) if containers_ready.0 => (
+            false,
+            "ReadinessGatesNotReady",
+            format!(
+                "corresponding condition of pod readiness gate \"{}\" does not exist.",
+                gate.condition_type
+            ),
+        ),
+        _ => containers_ready,
+    }
 }
 
 fn names(list: &[ContainerStatus], wanted: impl Fn(&ContainerStatus) -> bool) -> Vec<String> {

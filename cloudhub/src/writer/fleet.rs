@@ -1,6 +1,7 @@
 //! What the hub does for the whole fleet: nodes that joined and are missing, patience of pods on absent nodes.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::time::Duration;
 
 use http::Method;
@@ -16,7 +17,7 @@ const FAILOVER_LABEL: &str = "kedge.dev/failover";
 /// Looks again though nothing changed: a record of a join is not part of the registry.
 const LOOK: Duration = Duration::from_secs(1);
 /// A write that failed, or whose effect has not come back yet, is not repeated sooner.
-const PAUSE: Duration = Duration::from_secs(5);
+const PAUSE: Duration = Duration::from_secs(2);
 
 pub(super) async fn run(writer: Writer) {
     let mut changed = writer.registry.changed();
@@ -35,7 +36,14 @@ pub(super) async fn run(writer: Writer) {
 }
 
 fn first_try(tried: &mut HashMap<String, Instant>, what: String) -> bool {
-    tried.insert(what, Instant::now()).is_none()
+    // The time of the try stays, else a look a second would put the next try off for ever.
+    match tried.entry(what) {
+        Entry::Occupied(_) => false,
+        Entry::Vacant(entry) => {
+            entry.insert(Instant::now());
+            true
+        }
+    }
 }
 
 /// A robot that joined has a Node, also when somebody deleted it: leaving is `kedge node revoke`.

@@ -17,6 +17,8 @@ use crate::reports::{Departure, PodRef};
 const LEASE: Duration = Duration::from_secs(10);
 /// After a write that failed.
 pub const RETRY: Duration = Duration::from_secs(1);
+/// How often it is tried to write that a node is away: an API that restarts is back by then.
+const DEPARTED_TRIES: u32 = 60;
 
 /// What was written of a report: the report, and the API's version before the write.
 type Written = HashMap<String, (Value, u64)>;
@@ -86,6 +88,8 @@ impl Task {
             Ok(()) => true,
             Err(error) => {
                 tracing::warn!(node = self.node, %error, "a report could not be written; trying again");
+                // What failed was not written; what was is compared with the API again.
+                self.written.clear();
                 false
             }
         }
@@ -303,12 +307,19 @@ pub(super) async fn departed(writer: &Writer, node: &str, why: &Departure, at: S
                            "lastHeartbeatTime": time, "lastTransitionTime": time});
     let path = format!("/api/v1/nodes/{node}/status");
     let patch = json!({"status": {"conditions": [condition]}});
-    if let Err(error) = writer
-        .api
-        .call(As::Node(node), Method::PATCH, &path, Send::Strategic(&patch))
-        .await
-    {
-        tracing::warn!(node, reason, %error, "could not write that the node is away");
+    for _ in 0..DEPARTED_TRIES {
+        if writer.lock().contains_key(node) {
+            return; // It is back already; its session says so.
+        }
+        match writer
+            .api
+            .call(As::Node(node), Method::PATCH, &path, Send::Strategic(&patch))
+            .await
+        {
+            Ok(_) => break,
+            Err(error) => tracing::warn!(node, reason, %error, "could not write that the node is away; trying again"),
+        }
+        tokio::time::sleep(RETRY).await;
     }
     announce(writer, node, reason, &message).await;
 }

@@ -9,6 +9,7 @@ pub mod config;
 pub mod kubelet_api;
 pub mod metrics;
 pub mod node;
+pub mod pods;
 pub mod rotation;
 pub mod secret_key;
 pub mod supervisor;

@@ -7,7 +7,6 @@ pub mod admin;
 pub mod app;
 pub mod config;
 pub mod edgehub;
-pub mod facts;
 pub mod kubelet_api;
 pub mod metrics;
 pub mod node;

@@ -238,6 +238,7 @@ impl Task {
     async fn receive(&mut self, class: ClassId, seq: u64, (body, view): (up::Body, &NodeView)) {
         match body {
             up::Body::Hello(hello) => {
+                tracing::debug!(node = self.node, objects = hello.have.len(), synced = view.synced, "hello");
                 self.suspect = false;
                 self.source = None;
                 self.waiting_hello = Some(hello);
@@ -253,6 +254,7 @@ impl Task {
                 self.adopt(view);
             }
             up::Body::Status(status) => {
+                tracing::debug!(node = self.node, key = ?status.key, "status");
                 let key = status.key.unwrap_or_default();
                 if key.kind == "Node" {
                     self.reports.node_status(&self.node, status.object).await;

@@ -124,6 +124,7 @@ impl Task<'_> {
                 } => {
                     let body = wire::decode_down(payload)?;
                     let effect = self.replica.handle(Down { body });
+                    tracing::debug!(class = class.0, seq, changes = effect.changes.len(), "from the hub");
                     self.answer(effect, &mut batch);
                     if class == ClassId::DESIRED {
                         last = Some(seq);

@@ -209,7 +209,7 @@ fn controller_args(dir: &Path, options: &Options) -> Vec<String> {
         format!("--kubeconfig={}", at("kube-controller-manager.kubeconfig")),
         "--bind-address=127.0.0.1".into(),
         "--leader-elect=false".into(),
-        "--use-service-account-credentials=false".into(),
+        "--use-service-account-credentials=true".into(),
         "--allocate-node-cidrs=true".into(),
         "--cluster-cidr=10.244.0.0/16".into(),
         format!("--root-ca-file={}", at("ca.crt")),

@@ -44,7 +44,7 @@ fn config() -> controllers::Config {
 fn run_all(kubeconfig: &Path, kubectl: &Kubectl) -> Result<()> {
     let runtime = Runtime::new()?;
     let client = runtime.block_on(client(kubeconfig))?;
-    let nodes = Nodes::new(&client, &["edge-1", "edge-2", "edge-3"]);
+    let nodes = Nodes::new(&client, &["edge-1", "edge-2", plane::AWAY]);
     let mut tasks = JoinSet::new();
     let guard = runtime.enter();
     tasks.spawn({

@@ -8,5 +8,5 @@ mod nodes;
 mod real;
 
 pub(crate) use kubectl::Kubectl;
-pub(crate) use nodes::Nodes;
+pub(crate) use nodes::{ALONE, AWAY, Nodes};
 pub(crate) use real::Real;

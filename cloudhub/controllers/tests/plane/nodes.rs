@@ -9,7 +9,7 @@ use futures::{StreamExt, TryStreamExt};
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::{Node, Pod};
 use k8s_openapi::jiff::Timestamp;
-use kube::api::{DeleteParams, Patch, PatchParams, PostParams};
+use kube::api::{DeleteParams, ListParams, Patch, PatchParams, PostParams};
 use kube::runtime::{WatchStreamExt, watcher};
 use kube::{Api, Client, ResourceExt};
 use serde_json::json;
@@ -17,6 +17,11 @@ use tokio::time::interval;
 
 /// How often leases are renewed and silent nodes looked at.
 const BEAT: Duration = Duration::from_millis(300);
+
+/// The node that is cut off by one of the scenarios; no other's pods are scheduled there.
+pub(crate) const AWAY: &str = "edge-3";
+/// The taint that keeps them off.
+pub(crate) const ALONE: &str = "kedge.dev/alone";
 
 /// The fake nodes; a clone is a handle.
 #[derive(Clone)]
@@ -56,9 +61,17 @@ impl Nodes {
     pub(crate) async fn run(self) {
         let beats = async {
             let mut tick = interval(BEAT);
+            let mut away = HashSet::new();
             loop {
                 tick.tick().await;
-                for name in self.names.iter().filter(|name| !self.is_silent(name)) {
+                for name in &self.names {
+                    if self.is_silent(name) {
+                        away.insert(name);
+                        continue;
+                    }
+                    if away.remove(name) {
+                        self.catch_up(name).await;
+                    }
                     if let Err(error) = self.beat(name).await {
                         eprintln!("node {name}: {error:#}");
                     }
@@ -80,10 +93,21 @@ impl Nodes {
         tokio::join!(beats, pods);
     }
 
+    /// Does what was missed while the node was away.
+    async fn catch_up(&self, name: &str) {
+        let api: Api<Pod> = Api::all(self.client.clone());
+        let params = ListParams::default().fields(&format!("spec.nodeName={name}"));
+        for pod in api.list(&params).await.into_iter().flatten() {
+            self.serve(&pod).await;
+        }
+    }
+
     async fn beat(&self, name: &str) -> Result<()> {
         let nodes: Api<Node> = Api::all(self.client.clone());
         if nodes.get_opt(name).await?.is_none() {
-            let node = json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": name, "labels": {"kubernetes.io/hostname": name}}});
+            let alone = json!([{"key": ALONE, "effect": "NoSchedule"}]);
+            let taints = if name == AWAY { alone } else { json!([]) };
+            let node = json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": name, "labels": {"kubernetes.io/hostname": name}}, "spec": {"taints": taints}});
             nodes
                 .create(&PostParams::default(), &serde_json::from_value(node)?)
                 .await?;

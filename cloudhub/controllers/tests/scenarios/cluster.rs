@@ -4,9 +4,13 @@ use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 
 use crate::World;
+use crate::plane::{ALONE, AWAY};
 
+/// The node's taints beside its own.
 fn taints(node: &Value) -> String {
-    node["spec"]["taints"].to_string()
+    let all = node["spec"]["taints"].as_array();
+    let others = all.into_iter().flatten().filter(|taint| taint["key"] != ALONE);
+    others.map(Value::to_string).collect()
 }
 
 fn ready(object: &Value) -> &str {
@@ -18,11 +22,11 @@ fn ready(object: &Value) -> &str {
 pub(crate) fn silence(world: &World) -> Result<()> {
     let kubectl = world.kubectl.in_new("silence")?;
     kubectl.wait(&["node", "edge-3"], "is ready and untainted", |n| {
-        ready(n) == "True" && taints(n) == "null"
+        ready(n) == "True" && taints(n).is_empty()
     })?;
     let on = |name: &str, tolerations: Value| {
         json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name},
-               "spec": {"nodeName": "edge-3", "tolerations": tolerations, "containers": [{"name": "c", "image": "v1"}]}})
+               "spec": {"nodeName": AWAY, "tolerations": tolerations, "containers": [{"name": "c", "image": "v1"}]}})
     };
     let for_ever = json!([{"operator": "Exists"}]);
     let soon = json!([{"key": "node.kubernetes.io/unreachable", "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": 1}]);
@@ -30,7 +34,7 @@ pub(crate) fn silence(world: &World) -> Result<()> {
     kubectl.create(&on("goes", soon))?;
     kubectl.wait(&["pod", "stays"], "is ready", |pod| ready(pod) == "True")?;
     kubectl.wait(&["pod", "goes"], "is ready", |pod| ready(pod) == "True")?;
-    world.nodes.set_silent("edge-3", true);
+    world.nodes.set_silent(AWAY, true);
     let node = kubectl.wait(&["node", "edge-3"], "is unreachable", |node| {
         ready(node) == "Unknown" && taints(node).contains("unreachable") && taints(node).contains("NoExecute")
     })?;
@@ -41,16 +45,16 @@ pub(crate) fn silence(world: &World) -> Result<()> {
     })?;
     let stays = kubectl.get(&["pod", "stays"])?.unwrap_or_default();
     ensure!(stays["metadata"]["deletionTimestamp"].is_null(), "{stays}");
-    world.nodes.set_silent("edge-3", false);
+    world.nodes.set_silent(AWAY, false);
     kubectl.wait(&["node", "edge-3"], "is back", |node| {
-        ready(node) == "True" && taints(node) == "null"
+        ready(node) == "True" && taints(node).is_empty()
     })?;
     kubectl.run(&["cordon", "edge-3"])?;
     kubectl.wait(&["node", "edge-3"], "is cordoned", |node| {
         taints(node).contains("unschedulable")
     })?;
     kubectl.run(&["uncordon", "edge-3"])?;
-    kubectl.wait(&["node", "edge-3"], "is uncordoned", |node| taints(node) == "null")?;
+    kubectl.wait(&["node", "edge-3"], "is uncordoned", |node| taints(node).is_empty())?;
     kubectl.run(&["delete", "pod", "goes", "--force", "--grace-period=0"])?;
     Ok(())
 }

@@ -15,6 +15,7 @@ pub mod authority;
 pub mod join;
 pub mod listener;
 pub mod nodes;
+pub mod rejoin;
 pub mod secrets;
 pub mod tokens;
 
@@ -29,7 +30,7 @@ use tokio::sync::watch;
 use tunnel::{PeerCertificate, QuicKeys};
 
 pub use authority::{Authority, AuthorityError, Serving};
-pub use join::{JoinAnswer, JoinError, JoinRequest};
+pub use join::{JoinAnswer, JoinError, JoinRequest, RejoinRequest};
 pub use nodes::{NodeRecord, NodeRecords};
 pub use secrets::{KubeSecrets, SecretError, SecretStore};
 
@@ -189,6 +190,17 @@ impl Identity {
         let chain = self.tunnel.sign_node(node, generation, csr, wall_now())?;
         tracing::info!(node, generation, "renewed a node certificate");
         Ok(chain)
+    }
+
+    /// Signs the next certificate of a node whose last one ran out, proven by its key. Chain as PEM.
+    ///
+    /// # Errors
+    /// The proof does not hold, or the node is revoked.
+    pub fn rejoin(&self, request: &RejoinRequest) -> Result<String, JoinError> {
+        let proven = rejoin::prove(request, &self.tunnel, wall_now())?;
+        rejoin::judge(&proven, &self.nodes.get(&proven.node).unwrap_or_default())?;
+        tracing::info!(node = proven.node, "a node joined again with its old key");
+        self.renew(&proven.node, &request.csr)
     }
 
     /// Watches the node records until `stop`, and calls `revoked` for each node that is; also writes down generations seen.

@@ -2,3 +2,15 @@
 //! a network.
 //!
 //! `main.rs` parses and starts, `app` wires; each module below owns one thing and hands out handles.
+
+pub mod admin;
+pub mod app;
+pub mod config;
+pub mod kubelet_api;
+pub mod metrics;
+pub mod node;
+pub mod pods;
+pub mod rotation;
+pub mod secret_key;
+pub mod supervisor;
+pub mod telemetry;

@@ -27,6 +27,18 @@ pub struct JoinRequest {
     pub boot_id: String,
 }
 
+/// `POST /v1/rejoin`: a node whose certificate ran out while it was away proves that it has that certificate's key.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct RejoinRequest {
+    /// The old certificate, PEM.
+    pub certificate: String,
+    /// Certificate request for a new key, PEM.
+    pub csr: String,
+    /// Base64 of the old key's ECDSA P-256 SHA-256 signature (ASN.1) over `csr`.
+    pub signature: String,
+}
+
 /// The answer.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -72,6 +84,9 @@ pub enum JoinError {
         /// Its name.
         node: String,
     },
+    /// The old certificate does not prove who this is.
+    #[error("the old certificate is not taken: {0}")]
+    Proof(String),
     /// The API is not there.
     #[error("the hub's API cannot be asked")]
     Store(#[from] SecretError),
@@ -85,6 +100,7 @@ impl JoinError {
             Self::NodeName(_) => "InvalidNodeName",
             Self::Csr(_) => "InvalidCertificateRequest",
             Self::Revoked { .. } => "NodeRevoked",
+            Self::Proof(_) => "ProofRefused",
             Self::Store(_) => "HubUnavailable",
         }
     }
@@ -93,7 +109,7 @@ impl JoinError {
     pub fn status(&self) -> u16 {
         match self {
             Self::Token(TokenError::Malformed) | Self::NodeName(_) | Self::Csr(_) => 400,
-            Self::Token(_) => 401,
+            Self::Token(_) | Self::Proof(_) => 401,
             Self::Revoked { .. } => 403,
             Self::Store(_) => 503,
         }

@@ -1,7 +1,7 @@
 //! The join listener: HTTPS with the serving CA's certificate, no client certificate, one path, small bounds.
 //!
-//! `POST /v1/join` (JSON, [`super::JoinRequest`]) → 200 [`super::JoinAnswer`] or a Status-like `{"reason", "message"}`. Anybody can
-//! reach it, so: TLS 1.3 only, [`MAX_CONNECTIONS`] at once, [`CONNECTION_WITHIN`] each, [`MAX_BODY`] bytes.
+//! `POST /v1/join` (JSON, [`super::JoinRequest`]) → 200 [`super::JoinAnswer`] or a Status-like `{"reason", "message"}`;
+//! `POST /v1/rejoin` (JSON, [`super::RejoinRequest`]) → 200 PEM chain. Anybody can reach it, so: TLS 1.3 only, [`MAX_CONNECTIONS`] at once, [`CONNECTION_WITHIN`] each, [`MAX_BODY`] bytes.
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
@@ -14,6 +14,7 @@ use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
+use serde::de::DeserializeOwned;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::task::JoinSet;
@@ -21,7 +22,7 @@ use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
 
 use super::authority::{AuthorityError, Serving};
-use super::{Identity, JoinRequest, stopped};
+use super::{Identity, JoinError, JoinRequest, stopped};
 
 /// A request with a CSR has about 1 KiB.
 const MAX_BODY: usize = 64 * 1024;
@@ -159,47 +160,60 @@ async fn answer(
     request: Request<Incoming>,
 ) -> Result<Response<Full<Bytes>>, Infallible> {
     Ok(match (request.method(), request.uri().path()) {
-        (&Method::POST, "/v1/join") => join(shared, remote, request.into_body()).await,
+        (&Method::POST, "/v1/join") => match read(request.into_body()).await {
+            Ok(request) => join(shared, remote, &request).await,
+            Err(refusal) => refusal,
+        },
+        (&Method::POST, "/v1/rejoin") => match read(request.into_body()).await {
+            Ok(request) => match shared.identity.rejoin(&request) {
+                Ok(chain) => respond(StatusCode::OK, "application/x-pem-file", chain),
+                Err(error) => log_refusal(remote, "", &error),
+            },
+            Err(refusal) => refusal,
+        },
         (&Method::GET, "/healthz") => respond(StatusCode::OK, "text/plain", "ok"),
         _ => refuse(
             StatusCode::NOT_FOUND,
             "NotFound",
-            "this listener has POST /v1/join only",
+            "this listener has POST /v1/join and /v1/rejoin only",
         ),
     })
 }
 
-async fn join(shared: &Shared, remote: SocketAddr, body: Incoming) -> Response<Full<Bytes>> {
+/// Reads a JSON body, or gives the refusal.
+async fn read<T: DeserializeOwned>(body: Incoming) -> Result<T, Response<Full<Bytes>>> {
     let body = match Limited::new(body, MAX_BODY).collect().await {
         Ok(body) => body.to_bytes(),
         Err(error) => {
             let message = format!("the body could not be read, at most {MAX_BODY} bytes: {error}");
-            return refuse(StatusCode::PAYLOAD_TOO_LARGE, "BadBody", &message);
+            return Err(refuse(StatusCode::PAYLOAD_TOO_LARGE, "BadBody", &message));
         }
     };
-    let request: JoinRequest = match serde_json::from_slice(&body) {
-        Ok(request) => request,
-        Err(error) => {
-            return refuse(
-                StatusCode::BAD_REQUEST,
-                "BadBody",
-                &format!("not a join request: {error}"),
-            );
-        }
-    };
-    match shared.identity.join(&request, &shared.tunnel_addresses).await {
+    serde_json::from_slice(&body).map_err(|error| {
+        refuse(
+            StatusCode::BAD_REQUEST,
+            "BadBody",
+            &format!("not such a request: {error}"),
+        )
+    })
+}
+
+async fn join(shared: &Shared, remote: SocketAddr, request: &JoinRequest) -> Response<Full<Bytes>> {
+    match shared.identity.join(request, &shared.tunnel_addresses).await {
         Ok(answer) => {
             let body = serde_json::to_vec(&answer).unwrap_or_default();
             respond(StatusCode::OK, "application/json", body)
         }
-        Err(error) => {
-            let node: String = request.node.unwrap_or_default().chars().take(80).collect();
-            let source = std::error::Error::source(&error).map(ToString::to_string);
-            tracing::warn!(%remote, node, reason = error.reason(), %error, ?source, "refused a join");
-            let status = StatusCode::from_u16(error.status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-            refuse(status, error.reason(), &error.to_string())
-        }
+        Err(error) => log_refusal(remote, request.node.as_deref().unwrap_or_default(), &error),
     }
+}
+
+fn log_refusal(remote: SocketAddr, node: &str, error: &JoinError) -> Response<Full<Bytes>> {
+    let node: String = node.chars().take(80).collect();
+    let source = std::error::Error::source(error).map(ToString::to_string);
+    tracing::warn!(%remote, node, reason = error.reason(), %error, ?source, "refused a join");
+    let status = StatusCode::from_u16(error.status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+    refuse(status, error.reason(), &error.to_string())
 }
 
 fn refuse(status: StatusCode, reason: &str, message: &str) -> Response<Full<Bytes>> {

@@ -172,7 +172,8 @@ impl QuicPath {
             Some(stream) => stream,
             empty => {
                 let stream = self.connection.open_uni().await.map_err(|error| self.end(error))?;
-                let _ = stream.set_priority(1 - i32::from(priority.index() as u8));
+                // Byte streams have 0: normal messages share with them, so that no copy starves status, nor bulk anyone.
+                let _ = stream.set_priority(2 - i32::from(priority.index() as u8));
                 let stream = empty.insert(stream);
                 if stream.write_all(&[priority.index() as u8]).await.is_err() {
                     return Err(self.end_of_stream().await);

@@ -317,6 +317,23 @@ pub(crate) fn client_config(
     Ok(config)
 }
 
+/// For HTTPS to the hub's join listener, with no client certificate: the same checks as in the tunnel.
+///
+/// # Errors
+/// The roots cannot be used.
+pub fn join_client_config(roots: Arc<RootCertStore>, floor: ClockFloor) -> Result<rustls::ClientConfig, TlsError> {
+    let inner = WebPkiServerVerifier::builder_with_provider(roots, provider())
+        .build()
+        .map_err(|error| TlsError::Verifier(error.to_string()))?;
+    let mut config = rustls::ClientConfig::builder_with_provider(provider())
+        .with_protocol_versions(&[&rustls::version::TLS13])?
+        .dangerous()
+        .with_custom_certificate_verifier(Arc::new(FloorVerifier { inner, floor }))
+        .with_no_client_auth();
+    config.alpn_protocols = vec![b"http/1.1".to_vec()];
+    Ok(config)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

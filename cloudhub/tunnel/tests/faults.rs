@@ -85,6 +85,38 @@ async fn a_silent_hub_under_traffic_is_noticed_within_three_seconds() {
 }
 
 #[tokio::test]
+async fn a_silent_hub_is_noticed_within_ten_seconds_by_an_idle_edge() {
+    let site = Site::new();
+    let hub = site.hub();
+    let relay = UdpRelay::start(hub.local_addr()).await;
+    let edge = site.edge("a", relay.address);
+    let session = soon("a session", edge.connect()).await.unwrap();
+    relay.quiet().await;
+    let since = Instant::now();
+    relay.cut();
+    let closed = soon("the end", session.closed()).await;
+    assert_eq!(closed.reason, CloseReason::LinkLost);
+    // Ten, and what a loaded machine adds.
+    assert!(since.elapsed() < Duration::from_millis(11_000), "{:?}", since.elapsed());
+}
+
+#[tokio::test]
+async fn a_link_that_drops_large_packets_is_not_taken_for_dead() {
+    let site = Site::new();
+    let hub = site.hub();
+    let relay = UdpRelay::start_with(hub.local_addr(), 1250).await;
+    let edge = site.edge("a", relay.address);
+    let (session, at_hub) = soon("a session", async { tokio::join!(edge.connect(), hub.accept()) }).await;
+    let (session, at_hub) = (session.unwrap(), at_hub.unwrap());
+    // The probes for a larger MTU are lost meanwhile, and there is nothing else to acknowledge.
+    let end = tokio::time::timeout(Duration::from_secs(4), session.closed()).await;
+    assert!(end.is_err(), "{end:?}");
+    let large = Bytes::from(vec![1; 50_000]);
+    session.send(Priority::Bulk, large.clone()).unwrap();
+    assert_eq!(soon("a message", at_hub.recv()).await.unwrap(), large);
+}
+
+#[tokio::test]
 async fn a_certificate_of_another_ca_is_refused_and_the_hub_lives() {
     let site = Site::new();
     let hub = site.hub();
@@ -245,45 +277,61 @@ async fn raw_connection(site: &Site, hub: &tunnel::Hub) -> quinn::Connection {
 struct UdpRelay {
     address: SocketAddr,
     cut: tokio::sync::watch::Sender<bool>,
+    forwarded: tokio::sync::watch::Receiver<u64>,
     _task: tokio::task::JoinSet<()>,
 }
 
 impl UdpRelay {
     async fn start(hub: SocketAddr) -> Self {
-        let front = tokio::net::UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
-        let back = tokio::net::UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+        Self::start_with(hub, usize::MAX).await
+    }
+
+    /// Drops datagrams larger than `mtu`.
+    async fn start_with(hub: SocketAddr, mtu: usize) -> Self {
+        let any = (Ipv4Addr::LOCALHOST, 0);
+        let front = tokio::net::UdpSocket::bind(any).await.unwrap();
+        let back = tokio::net::UdpSocket::bind(any).await.unwrap();
         back.connect(hub).await.unwrap();
         let address = front.local_addr().unwrap();
         let (cut, is_cut) = tokio::sync::watch::channel(false);
+        let (count, forwarded) = tokio::sync::watch::channel(0);
         let mut task = tokio::task::JoinSet::new();
         task.spawn(async move {
             let mut client = None;
             let (mut up, mut down) = (vec![0; 65_536], vec![0; 65_536]);
             loop {
-                tokio::select! {
+                let (size, upwards) = tokio::select! {
                     Ok((size, from)) = front.recv_from(&mut up) => {
                         client = Some(from);
-                        if !*is_cut.borrow() {
-                            let _ = back.send(&up[..size]).await;
-                        }
+                        (size, true)
                     }
-                    Ok(size) = back.recv(&mut down) => {
-                        let cut = *is_cut.borrow();
-                        if let (Some(client), false) = (client, cut) {
-                            let _ = front.send_to(&down[..size], client).await;
-                        }
-                    }
+                    Ok(size) = back.recv(&mut down) => (size, false),
+                };
+                let passes = size <= mtu && !*is_cut.borrow();
+                if passes && upwards {
+                    let _ = back.send(&up[..size]).await;
+                } else if let (true, Some(client)) = (passes, client) {
+                    let _ = front.send_to(&down[..size], client).await;
                 }
+                count.send_modify(|count| *count += 1);
             }
         });
         Self {
             address,
             cut,
+            forwarded,
             _task: task,
         }
     }
 
     fn cut(&self) {
         self.cut.send_replace(true);
+    }
+
+    /// Waits until nothing has come by for half a second.
+    async fn quiet(&self) {
+        let mut forwarded = self.forwarded.clone();
+        let half_a_second = Duration::from_millis(500);
+        while tokio::time::timeout(half_a_second, forwarded.changed()).await.is_ok() {}
     }
 }

@@ -14,9 +14,7 @@ use tokio::net::UnixStream;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Response, Status};
 
-use crate::container::{
-    Container, ContainerConfig, ContainerFilter, ContainerStatus, ExecOutput, Resources, Streams,
-};
+use crate::container::{Container, ContainerConfig, ContainerFilter, ContainerStatus, ExecOutput, Resources, Streams};
 use crate::error::{Error, ErrorKind, Result};
 use crate::events::{EventPump, HintSource, Hints};
 use crate::image::{Auth, FilesystemUsage, Image, ImageSpec};
@@ -60,8 +58,7 @@ impl CriRuntime {
     pub fn new(socket: &Path) -> (Self, EventPump) {
         let hints = HintSource::default();
         let channel = channel(socket);
-        let runtime =
-            RuntimeServiceClient::new(channel.clone()).max_decoding_message_size(MAX_ANSWER);
+        let runtime = RuntimeServiceClient::new(channel.clone()).max_decoding_message_size(MAX_ANSWER);
         let images = ImageServiceClient::new(channel).max_decoding_message_size(MAX_ANSWER);
         (
             Self {
@@ -121,9 +118,7 @@ fn kind(operation: &str, status: &Status) -> ErrorKind {
         // containerd 1.6's "name … is reserved for …" has no code of its own.
         _ if text.contains("is reserved for") => ErrorKind::AlreadyExists,
         // containerd 1.6's ExecSync: "timeout 1s exceeded: context deadline exceeded".
-        _ if operation == "ExecSync" && text.contains("timeout") && text.contains("exceeded") => {
-            ErrorKind::Deadline
-        }
+        _ if operation == "ExecSync" && text.contains("timeout") && text.contains("exceeded") => ErrorKind::Deadline,
         _ if operation == "PullImage"
             && (text.contains("401 Unauthorized") || text.contains("authorization failed")) =>
         {
@@ -149,14 +144,7 @@ fn whole_seconds(duration: Duration) -> i64 {
 }
 
 fn required<T>(operation: &'static str, object: &str, value: Option<T>) -> Result<T> {
-    value.ok_or_else(|| {
-        Error::new(
-            operation,
-            object,
-            ErrorKind::Other,
-            "the runtime's answer is empty",
-        )
-    })
+    value.ok_or_else(|| Error::new(operation, object, ErrorKind::Other, "the runtime's answer is empty"))
 }
 
 #[async_trait]
@@ -178,8 +166,7 @@ impl Runtime for CriRuntime {
             "Status",
             "",
             READ,
-            self.runtime()
-                .status(proto::StatusRequest { verbose: false }),
+            self.runtime().status(proto::StatusRequest { verbose: false }),
         )
         .await?;
         let conditions = answer.status.unwrap_or_default().conditions;
@@ -192,11 +179,7 @@ impl Runtime for CriRuntime {
             runtime_ready: is("RuntimeReady"),
             network_ready: is("NetworkReady"),
             message: message.collect::<Vec<_>>().join("; "),
-            handlers: answer
-                .runtime_handlers
-                .into_iter()
-                .map(|h| h.name)
-                .collect(),
+            handlers: answer.runtime_handlers.into_iter().map(|h| h.name).collect(),
         })
     }
 
@@ -205,8 +188,7 @@ impl Runtime for CriRuntime {
             "RuntimeConfig",
             "",
             READ,
-            self.runtime()
-                .runtime_config(proto::RuntimeConfigRequest {}),
+            self.runtime().runtime_config(proto::RuntimeConfigRequest {}),
         )
         .await;
         match answer {
@@ -243,15 +225,7 @@ impl Runtime for CriRuntime {
         let request = proto::StopPodSandboxRequest {
             pod_sandbox_id: id.to_owned(),
         };
-        gone_is_fine(
-            call(
-                "StopPodSandbox",
-                id,
-                CHANGE,
-                self.runtime().stop_pod_sandbox(request),
-            )
-            .await,
-        )
+        gone_is_fine(call("StopPodSandbox", id, CHANGE, self.runtime().stop_pod_sandbox(request)).await)
     }
 
     async fn remove_sandbox(&self, id: &str) -> Result<()> {
@@ -274,13 +248,7 @@ impl Runtime for CriRuntime {
             pod_sandbox_id: id.to_owned(),
             verbose: false,
         };
-        let answer = call(
-            "PodSandboxStatus",
-            id,
-            READ,
-            self.runtime().pod_sandbox_status(request),
-        )
-        .await?;
+        let answer = call("PodSandboxStatus", id, READ, self.runtime().pod_sandbox_status(request)).await?;
         Ok(required("PodSandboxStatus", id, answer.status)?.into())
     }
 
@@ -288,13 +256,7 @@ impl Runtime for CriRuntime {
         let request = proto::ListPodSandboxRequest {
             filter: Some(filter.into()),
         };
-        let answer = call(
-            "ListPodSandbox",
-            "",
-            READ,
-            self.runtime().list_pod_sandbox(request),
-        )
-        .await?;
+        let answer = call("ListPodSandbox", "", READ, self.runtime().list_pod_sandbox(request)).await?;
         Ok(answer.items.into_iter().map(Into::into).collect())
     }
 
@@ -324,22 +286,13 @@ impl Runtime for CriRuntime {
         let request = proto::StartContainerRequest {
             container_id: id.to_owned(),
         };
-        call(
-            "StartContainer",
-            id,
-            CHANGE,
-            self.runtime().start_container(request),
-        )
-        .await
-        .map(drop)
+        call("StartContainer", id, CHANGE, self.runtime().start_container(request))
+            .await
+            .map(drop)
     }
 
     async fn stop_container(&self, id: &str, grace: Duration) -> Result<()> {
-        let timeout = if grace.is_zero() {
-            0
-        } else {
-            whole_seconds(grace)
-        };
+        let timeout = if grace.is_zero() { 0 } else { whole_seconds(grace) };
         let request = proto::StopContainerRequest {
             container_id: id.to_owned(),
             timeout,
@@ -359,15 +312,7 @@ impl Runtime for CriRuntime {
         let request = proto::RemoveContainerRequest {
             container_id: id.to_owned(),
         };
-        gone_is_fine(
-            call(
-                "RemoveContainer",
-                id,
-                CHANGE,
-                self.runtime().remove_container(request),
-            )
-            .await,
-        )
+        gone_is_fine(call("RemoveContainer", id, CHANGE, self.runtime().remove_container(request)).await)
     }
 
     async fn container_status(&self, id: &str) -> Result<ContainerStatus> {
@@ -375,13 +320,7 @@ impl Runtime for CriRuntime {
             container_id: id.to_owned(),
             verbose: false,
         };
-        let answer = call(
-            "ContainerStatus",
-            id,
-            READ,
-            self.runtime().container_status(request),
-        )
-        .await?;
+        let answer = call("ContainerStatus", id, READ, self.runtime().container_status(request)).await?;
         Ok(required("ContainerStatus", id, answer.status)?.into())
     }
 
@@ -389,13 +328,7 @@ impl Runtime for CriRuntime {
         let request = proto::ListContainersRequest {
             filter: Some(filter.into()),
         };
-        let answer = call(
-            "ListContainers",
-            "",
-            READ,
-            self.runtime().list_containers(request),
-        )
-        .await?;
+        let answer = call("ListContainers", "", READ, self.runtime().list_containers(request)).await?;
         Ok(answer.containers.into_iter().map(Into::into).collect())
     }
 
@@ -428,12 +361,7 @@ impl Runtime for CriRuntime {
         .map(drop)
     }
 
-    async fn exec_sync(
-        &self,
-        id: &str,
-        command: &[String],
-        timeout: Duration,
-    ) -> Result<ExecOutput> {
+    async fn exec_sync(&self, id: &str, command: &[String], timeout: Duration) -> Result<ExecOutput> {
         let request = proto::ExecSyncRequest {
             container_id: id.to_owned(),
             cmd: command.to_vec(),
@@ -462,9 +390,7 @@ impl Runtime for CriRuntime {
             stdout: streams.stdout,
             stderr: streams.stderr,
         };
-        Ok(call("Exec", id, READ, self.runtime().exec(request))
-            .await?
-            .url)
+        Ok(call("Exec", id, READ, self.runtime().exec(request)).await?.url)
     }
 
     async fn attach_url(&self, id: &str, streams: Streams) -> Result<String> {
@@ -475,9 +401,7 @@ impl Runtime for CriRuntime {
             stdout: streams.stdout,
             stderr: streams.stderr,
         };
-        Ok(call("Attach", id, READ, self.runtime().attach(request))
-            .await?
-            .url)
+        Ok(call("Attach", id, READ, self.runtime().attach(request)).await?.url)
     }
 
     async fn port_forward_url(&self, sandbox_id: &str, ports: &[u16]) -> Result<String> {
@@ -485,14 +409,11 @@ impl Runtime for CriRuntime {
             pod_sandbox_id: sandbox_id.to_owned(),
             port: ports.iter().map(|&port| port.into()).collect(),
         };
-        Ok(call(
-            "PortForward",
-            sandbox_id,
-            READ,
-            self.runtime().port_forward(request),
+        Ok(
+            call("PortForward", sandbox_id, READ, self.runtime().port_forward(request))
+                .await?
+                .url,
         )
-        .await?
-        .url)
     }
 
     async fn list_container_stats(&self, filter: &ContainerFilter) -> Result<Vec<ContainerStats>> {
@@ -501,9 +422,7 @@ impl Runtime for CriRuntime {
             pod_sandbox_id: filter.sandbox_id.clone().unwrap_or_default(),
             label_selector: filter.labels.clone(),
         };
-        let request = proto::ListContainerStatsRequest {
-            filter: Some(filter),
-        };
+        let request = proto::ListContainerStatsRequest { filter: Some(filter) };
         let answer = call(
             "ListContainerStats",
             "",
@@ -536,13 +455,7 @@ impl Runtime for CriRuntime {
             image: Some((&ImageSpec::from(image)).into()),
             verbose: false,
         };
-        let answer = call(
-            "ImageStatus",
-            image,
-            READ,
-            self.images().image_status(request),
-        )
-        .await?;
+        let answer = call("ImageStatus", image, READ, self.images().image_status(request)).await?;
         Ok(answer.image.map(Into::into))
     }
 
@@ -556,15 +469,7 @@ impl Runtime for CriRuntime {
         let request = proto::RemoveImageRequest {
             image: Some((&ImageSpec::from(image)).into()),
         };
-        gone_is_fine(
-            call(
-                "RemoveImage",
-                image,
-                CHANGE,
-                self.images().remove_image(request),
-            )
-            .await,
-        )
+        gone_is_fine(call("RemoveImage", image, CHANGE, self.images().remove_image(request)).await)
     }
 
     async fn image_fs_info(&self) -> Result<Vec<FilesystemUsage>> {
@@ -575,11 +480,7 @@ impl Runtime for CriRuntime {
             self.images().image_fs_info(proto::ImageFsInfoRequest {}),
         )
         .await?;
-        Ok(answer
-            .image_filesystems
-            .into_iter()
-            .map(Into::into)
-            .collect())
+        Ok(answer.image_filesystems.into_iter().map(Into::into).collect())
     }
 }
 
@@ -596,13 +497,9 @@ mod tests {
 
     #[test]
     fn containerds_unknown_errors_get_their_kind_by_their_words() {
-        let reserved = Status::unknown(
-            "failed to reserve sandbox name \"a\": name \"a\" is reserved for \"b\"",
-        );
+        let reserved = Status::unknown("failed to reserve sandbox name \"a\": name \"a\" is reserved for \"b\"");
         assert_eq!(kind("RunPodSandbox", &reserved), ErrorKind::AlreadyExists);
-        let late = Status::unknown(
-            "failed to exec in container: timeout 1s exceeded: context deadline exceeded",
-        );
+        let late = Status::unknown("failed to exec in container: timeout 1s exceeded: context deadline exceeded");
         assert_eq!(kind("ExecSync", &late), ErrorKind::Deadline);
         assert_eq!(kind("StartContainer", &late), ErrorKind::Other);
     }

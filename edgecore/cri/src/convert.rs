@@ -1,14 +1,14 @@
 //! Between our types and the generated ones. Nothing here decides anything; what a runtime leaves out becomes empty.
 
 use crate::container::{
-    Container, ContainerConfig, ContainerFilter, ContainerMetadata, ContainerState,
-    ContainerStatus, Mount, MountPropagation, Resources, SeccompProfile, SecurityContext,
+    Container, ContainerConfig, ContainerFilter, ContainerMetadata, ContainerState, ContainerStatus, Mount,
+    MountPropagation, Resources, SeccompProfile, SecurityContext,
 };
 use crate::image::{Auth, FilesystemUsage, Image, ImageSpec};
 use crate::proto;
 use crate::sandbox::{
-    NamespaceMode, NamespaceOptions, Protocol, Sandbox, SandboxConfig, SandboxFilter,
-    SandboxMetadata, SandboxState, SandboxStatus,
+    NamespaceMode, NamespaceOptions, Protocol, Sandbox, SandboxConfig, SandboxFilter, SandboxMetadata, SandboxState,
+    SandboxStatus,
 };
 use crate::stats::ContainerStats;
 
@@ -404,12 +404,8 @@ impl From<proto::Container> for Container {
 fn mount_in(m: proto::Mount) -> Mount {
     Mount {
         propagation: match proto::MountPropagation::try_from(m.propagation) {
-            Ok(proto::MountPropagation::PropagationHostToContainer) => {
-                MountPropagation::HostToContainer
-            }
-            Ok(proto::MountPropagation::PropagationBidirectional) => {
-                MountPropagation::Bidirectional
-            }
+            Ok(proto::MountPropagation::PropagationHostToContainer) => MountPropagation::HostToContainer,
+            Ok(proto::MountPropagation::PropagationBidirectional) => MountPropagation::Bidirectional,
             _ => MountPropagation::Private,
         },
         container_path: m.container_path,
@@ -431,11 +427,7 @@ impl From<proto::LinuxContainerResources> for Resources {
             oom_score_adj: r.oom_score_adj,
             cpuset_cpus: r.cpuset_cpus,
             cpuset_mems: r.cpuset_mems,
-            hugepage_limits: r
-                .hugepage_limits
-                .into_iter()
-                .map(|h| (h.page_size, h.limit))
-                .collect(),
+            hugepage_limits: r.hugepage_limits.into_iter().map(|h| (h.page_size, h.limit)).collect(),
             unified: r.unified,
         }
     }

@@ -126,11 +126,7 @@ impl EventPump {
     }
 
     /// One stream from subscription to its end.
-    async fn pump(
-        &self,
-        client: &mut EventsClient<Channel>,
-        wait: &mut Duration,
-    ) -> Result<(), tonic::Status> {
+    async fn pump(&self, client: &mut EventsClient<Channel>, wait: &mut Duration) -> Result<(), tonic::Status> {
         let mut request = tonic::Request::new(SubscribeRequest {
             filters: FILTERS.iter().map(|&f| f.to_owned()).collect(),
         });
@@ -159,10 +155,7 @@ fn hint_of(envelope: &Envelope) -> Option<PodHint> {
         return (!of_exec).then_some(PodHint::Id(exit.container_id));
     }
     // Undecodable is a containerd we do not know: read everything rather than nothing.
-    Some(
-        Event::decode(any.value.as_slice())
-            .map_or(PodHint::Relist, |event| PodHint::Id(event.container_id)),
-    )
+    Some(Event::decode(any.value.as_slice()).map_or(PodHint::Relist, |event| PodHint::Id(event.container_id)))
 }
 
 #[cfg(test)]
@@ -192,18 +185,12 @@ mod tests {
             id: "c".into(),
         }
         .encode_to_vec();
-        assert_eq!(
-            hint_of(&envelope("/tasks/exit", own)),
-            Some(PodHint::Id("c".into()))
-        );
+        assert_eq!(hint_of(&envelope("/tasks/exit", own)), Some(PodHint::Id("c".into())));
     }
 
     #[test]
     fn an_unknown_event_asks_for_a_relist() {
-        assert_eq!(
-            hint_of(&envelope("/tasks/start", vec![0xff; 7])),
-            Some(PodHint::Relist)
-        );
+        assert_eq!(hint_of(&envelope("/tasks/start", vec![0xff; 7])), Some(PodHint::Relist));
     }
 
     #[tokio::test]

@@ -61,6 +61,7 @@ struct State {
     calls: HashMap<String, usize>,
     log: Vec<String>,
     exec: Option<ExecHandler>,
+    stream_base: Option<String>,
 }
 
 impl std::fmt::Debug for State {
@@ -78,11 +79,7 @@ impl State {
         self.now += 1_000_000;
         *self.calls.entry(operation.to_owned()).or_default() += 1;
         self.log.push(format!("{operation} {object}"));
-        if let Some(error) = self
-            .failures
-            .get_mut(operation)
-            .and_then(VecDeque::pop_front)
-        {
+        if let Some(error) = self.failures.get_mut(operation).and_then(VecDeque::pop_front) {
             return Err(error);
         }
         if self.down {
@@ -110,8 +107,7 @@ impl State {
             return false;
         }
         let status = &mut container.status;
-        (status.state, status.finished_at, status.exit_code) =
-            (ContainerState::Exited, now, exit_code);
+        (status.state, status.finished_at, status.exit_code) = (ContainerState::Exited, now, exit_code);
         status.reason = reason.to_owned();
         true
     }
@@ -132,9 +128,7 @@ fn missing(operation: &'static str, id: &str) -> Error {
 }
 
 fn matches(labels: &crate::StringMap, wanted: &crate::StringMap) -> bool {
-    wanted
-        .iter()
-        .all(|(key, value)| labels.get(key) == Some(value))
+    wanted.iter().all(|(key, value)| labels.get(key) == Some(value))
 }
 
 /// What the tests do to it.
@@ -201,11 +195,18 @@ impl FakeRuntime {
     }
 
     /// Answers [`Runtime::exec_sync`](crate::Runtime::exec_sync); without it every command succeeds silently.
-    pub fn on_exec(
-        &self,
-        handler: impl Fn(&str, &[String]) -> Result<ExecOutput> + Send + 'static,
-    ) {
+    pub fn on_exec(&self, handler: impl Fn(&str, &[String]) -> Result<ExecOutput> + Send + 'static) {
         self.lock().exec = Some(Box::new(handler));
+    }
+
+    /// Where the stream URLs lead; without it, to a closed port.
+    pub fn set_stream_base(&self, base: &str) {
+        self.lock().stream_base = Some(base.to_owned());
+    }
+
+    fn stream_url(&self, path: &str) -> String {
+        let base = self.lock().stream_base.clone();
+        format!("{}/{path}", base.unwrap_or_else(|| "http://127.0.0.1:1".to_owned()))
     }
 
     /// Ends a running container by id.
@@ -222,9 +223,7 @@ impl FakeRuntime {
 
     /// Ends all running containers of this name.
     pub fn exit_named(&self, name: &str, exit_code: i32) {
-        let running = |c: &FakeContainer| {
-            c.config.metadata.name == name && c.status.state == ContainerState::Running
-        };
+        let running = |c: &FakeContainer| c.config.metadata.name == name && c.status.state == ContainerState::Running;
         let ids: Vec<String> = self
             .lock()
             .containers
@@ -269,11 +268,7 @@ impl FakeRuntime {
 
     /// How often an operation was called, by CRI's name of it.
     pub fn calls(&self, operation: &str) -> usize {
-        self.lock()
-            .calls
-            .get(operation)
-            .copied()
-            .unwrap_or_default()
+        self.lock().calls.get(operation).copied().unwrap_or_default()
     }
 
     /// All calls so far, as `Operation object`.
@@ -294,10 +289,7 @@ impl FakeRuntime {
     /// The newest container of this name.
     pub fn container_named(&self, name: &str) -> Option<FakeContainer> {
         let state = self.lock();
-        let named = state
-            .containers
-            .values()
-            .filter(|c| c.config.metadata.name == name);
+        let named = state.containers.values().filter(|c| c.config.metadata.name == name);
         named.max_by_key(|c| c.status.created_at).cloned()
     }
 }

@@ -19,17 +19,16 @@ pub mod stats;
 
 pub use client::CriRuntime;
 pub use container::{
-    Container, ContainerConfig, ContainerFilter, ContainerMetadata, ContainerState,
-    ContainerStatus, Device, EnvVar, ExecOutput, Mount, MountPropagation, Resources,
-    SeccompProfile, SecurityContext, SelinuxOptions, Streams,
+    Container, ContainerConfig, ContainerFilter, ContainerMetadata, ContainerState, ContainerStatus, Device, EnvVar,
+    ExecOutput, Mount, MountPropagation, Resources, SeccompProfile, SecurityContext, SelinuxOptions, Streams,
 };
 pub use error::{Error, ErrorKind, Result};
 pub use events::{EventPump, HintSource, Hints, PodHint};
 pub use image::{Auth, FilesystemUsage, Image, ImageSpec};
 pub use runtime::Runtime;
 pub use sandbox::{
-    DnsConfig, NamespaceMode, NamespaceOptions, PortMapping, Protocol, Sandbox, SandboxConfig,
-    SandboxFilter, SandboxMetadata, SandboxState, SandboxStatus,
+    DnsConfig, NamespaceMode, NamespaceOptions, PortMapping, Protocol, Sandbox, SandboxConfig, SandboxFilter,
+    SandboxMetadata, SandboxState, SandboxStatus,
 };
 pub use stats::{CgroupDriver, ContainerStats, RuntimeStatus, RuntimeVersion};
 

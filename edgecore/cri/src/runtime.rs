@@ -8,9 +8,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 
-use crate::container::{
-    Container, ContainerConfig, ContainerFilter, ContainerStatus, ExecOutput, Resources, Streams,
-};
+use crate::container::{Container, ContainerConfig, ContainerFilter, ContainerStatus, ExecOutput, Resources, Streams};
 use crate::error::Result;
 use crate::events::Hints;
 use crate::image::{Auth, FilesystemUsage, Image, ImageSpec};
@@ -63,12 +61,7 @@ pub trait Runtime: fmt::Debug + Send + Sync + 'static {
     async fn reopen_log(&self, id: &str) -> Result<()>;
 
     /// Runs a command and waits; past `timeout` it is killed and the error's kind is Deadline.
-    async fn exec_sync(
-        &self,
-        id: &str,
-        command: &[String],
-        timeout: Duration,
-    ) -> Result<ExecOutput>;
+    async fn exec_sync(&self, id: &str, command: &[String], timeout: Duration) -> Result<ExecOutput>;
     /// A one-time URL on loopback that streams a command.
     async fn exec_url(&self, id: &str, command: &[String], streams: Streams) -> Result<String>;
     /// A one-time URL on loopback that streams the container's own process.

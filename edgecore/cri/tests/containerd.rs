@@ -35,11 +35,7 @@ impl Containerd {
         );
         std::fs::write(dir.join("config.toml"), config).unwrap();
         let binary = debian().join("bin/containerd");
-        assert!(
-            binary.exists(),
-            "{} is missing: tests/run unpacks it",
-            binary.display()
-        );
+        assert!(binary.exists(), "{} is missing: tests/run unpacks it", binary.display());
         let log = std::fs::File::create(dir.join("log")).unwrap();
         let child = Command::new(binary)
             .arg("--config")
@@ -106,15 +102,9 @@ async fn version_status_and_lists_are_told_and_a_restart_is_survived() {
     an_empty_runtime(&runtime, &version).await;
 
     drop(containerd);
-    assert_eq!(
-        runtime.version().await.unwrap_err().kind,
-        ErrorKind::Unavailable
-    );
+    assert_eq!(runtime.version().await.unwrap_err().kind, ErrorKind::Unavailable);
     let relist = tokio::time::timeout(Duration::from_secs(10), hints.next()).await;
-    assert_eq!(
-        relist.expect("a broken stream asks for a relist"),
-        PodHint::Relist
-    );
+    assert_eq!(relist.expect("a broken stream asks for a relist"), PodHint::Relist);
     let again = Containerd::start(dir.path());
     assert_eq!(again.ready(&runtime).await, version);
 }
@@ -125,15 +115,8 @@ async fn an_empty_runtime(runtime: &CriRuntime, version: &cri::RuntimeVersion) {
     assert_eq!(version.api_version, "v1");
     let status = runtime.status().await.unwrap();
     assert!(status.runtime_ready);
-    assert!(
-        !status.network_ready,
-        "there is no CNI configuration: {status:?}"
-    );
-    assert!(
-        status.message.contains("NetworkReady"),
-        "{}",
-        status.message
-    );
+    assert!(!status.network_ready, "there is no CNI configuration: {status:?}");
+    assert!(status.message.contains("NetworkReady"), "{}", status.message);
     assert!(
         runtime
             .list_sandboxes(&SandboxFilter::default())
@@ -149,18 +132,12 @@ async fn an_empty_runtime(runtime: &CriRuntime, version: &cri::RuntimeVersion) {
             .is_empty()
     );
     assert!(runtime.list_images().await.unwrap().is_empty());
-    assert_eq!(
-        runtime.image_status("kedge.dev/none:1").await.unwrap(),
-        None
-    );
+    assert_eq!(runtime.image_status("kedge.dev/none:1").await.unwrap(), None);
     assert_eq!(
         runtime.container_status("none").await.unwrap_err().kind,
         ErrorKind::NotFound
     );
-    runtime
-        .stop_container("none", Duration::ZERO)
-        .await
-        .unwrap();
+    runtime.stop_container("none", Duration::ZERO).await.unwrap();
     runtime.stop_sandbox("none").await.unwrap();
     runtime.remove_sandbox("none").await.unwrap();
     assert!(!runtime.image_fs_info().await.unwrap().is_empty());

@@ -7,8 +7,7 @@ use async_trait::async_trait;
 
 use super::{FakeContainer, FakeRuntime, FakeSandbox, matches, missing, reason_of};
 use crate::container::{
-    Container, ContainerConfig, ContainerFilter, ContainerState, ContainerStatus, ExecOutput,
-    Resources, Streams,
+    Container, ContainerConfig, ContainerFilter, ContainerState, ContainerStatus, ExecOutput, Resources, Streams,
 };
 use crate::error::{Error, ErrorKind, Result};
 use crate::events::{Hints, PodHint};
@@ -49,11 +48,7 @@ impl Runtime for FakeRuntime {
     async fn run_sandbox(&self, config: &SandboxConfig, handler: &str) -> Result<String> {
         let mut state = self.lock();
         state.enter("RunPodSandbox", &config.metadata.name)?;
-        if state
-            .sandboxes
-            .values()
-            .any(|s| s.config.metadata == config.metadata)
-        {
+        if state.sandboxes.values().any(|s| s.config.metadata == config.metadata) {
             let text = format!(
                 "name \"{}_{}\" is reserved",
                 config.metadata.name, config.metadata.attempt
@@ -202,11 +197,7 @@ impl Runtime for FakeRuntime {
         }
         (container.status.state, container.status.started_at) = (ContainerState::Running, now);
         let name = container.config.metadata.name.clone();
-        if let Some(code) = state
-            .exits_at_start
-            .get_mut(&name)
-            .and_then(VecDeque::pop_front)
-        {
+        if let Some(code) = state.exits_at_start.get_mut(&name).and_then(VecDeque::pop_front) {
             state.end(id, code, reason_of(code));
         }
         drop(state);
@@ -223,11 +214,7 @@ impl Runtime for FakeRuntime {
         let ended = state.end(
             id,
             if grace.is_zero() { 137 } else { 0 },
-            if grace.is_zero() {
-                "Error"
-            } else {
-                "Completed"
-            },
+            if grace.is_zero() { "Error" } else { "Completed" },
         );
         drop(state);
         if ended {
@@ -259,10 +246,7 @@ impl Runtime for FakeRuntime {
         let wanted = |c: &&FakeContainer| {
             filter.id.as_ref().is_none_or(|id| *id == c.status.id)
                 && filter.state.is_none_or(|state| state == c.status.state)
-                && filter
-                    .sandbox_id
-                    .as_ref()
-                    .is_none_or(|id| *id == c.sandbox_id)
+                && filter.sandbox_id.as_ref().is_none_or(|id| *id == c.sandbox_id)
                 && matches(&c.status.labels, &filter.labels)
         };
         let row = |c: &FakeContainer| Container {
@@ -294,12 +278,7 @@ impl Runtime for FakeRuntime {
         self.lock().enter("ReopenContainerLog", id)
     }
 
-    async fn exec_sync(
-        &self,
-        id: &str,
-        command: &[String],
-        _timeout: Duration,
-    ) -> Result<ExecOutput> {
+    async fn exec_sync(&self, id: &str, command: &[String], _timeout: Duration) -> Result<ExecOutput> {
         let mut state = self.lock();
         state.enter("ExecSync", id)?;
         let running = state
@@ -310,25 +289,25 @@ impl Runtime for FakeRuntime {
             return Err(missing("ExecSync", id));
         }
         let name = state.containers[id].config.metadata.name.clone();
-        state.exec.as_ref().map_or_else(
-            || Ok(ExecOutput::default()),
-            |handler| handler(&name, command),
-        )
+        state
+            .exec
+            .as_ref()
+            .map_or_else(|| Ok(ExecOutput::default()), |handler| handler(&name, command))
     }
 
     async fn exec_url(&self, id: &str, _command: &[String], _streams: Streams) -> Result<String> {
         self.lock().enter("Exec", id)?;
-        Ok(format!("http://127.0.0.1:1/exec/{id}"))
+        Ok(self.stream_url(&format!("exec/{id}")))
     }
 
     async fn attach_url(&self, id: &str, _streams: Streams) -> Result<String> {
         self.lock().enter("Attach", id)?;
-        Ok(format!("http://127.0.0.1:1/attach/{id}"))
+        Ok(self.stream_url(&format!("attach/{id}")))
     }
 
     async fn port_forward_url(&self, sandbox_id: &str, _ports: &[u16]) -> Result<String> {
         self.lock().enter("PortForward", sandbox_id)?;
-        Ok(format!("http://127.0.0.1:1/portforward/{sandbox_id}"))
+        Ok(self.stream_url(&format!("portforward/{sandbox_id}")))
     }
 
     async fn list_container_stats(&self, filter: &ContainerFilter) -> Result<Vec<ContainerStats>> {
@@ -362,12 +341,7 @@ impl Runtime for FakeRuntime {
         self.lock().enter("PullImage", &image.image)?;
         if !self.lock().registry.contains(&image.image) {
             let text = format!("failed to resolve reference {:?}: not found", image.image);
-            return Err(Error::new(
-                "PullImage",
-                &image.image,
-                ErrorKind::NotFound,
-                text,
-            ));
+            return Err(Error::new("PullImage", &image.image, ErrorKind::NotFound, text));
         }
         if find_image(&self.lock().images, &image.image).is_none() {
             self.add_image(&image.image);

@@ -1,0 +1,189 @@
+//! The hub's side of the desired state: what an edge should hold against what it was sent.
+//!
+//! Level-triggered: a view replaces the last one, and only the difference to what the edge has is sent. An object that
+//! changes again before it is sent is sent once.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use bytes::Bytes;
+use wire::proto::{Apply, Begin, Delete, Down, Hello, Mark, Marks, SnapshotSent, down};
+
+use crate::digest::{self, Digest, Entry, wire_key};
+
+/// Kind, namespace (empty when it has none), name.
+pub type Key = (String, String, String);
+
+/// An object as it goes to the edge.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SourceObject {
+    /// metadata.uid.
+    pub uid: String,
+    /// SHA-256 of `bytes`.
+    pub version: Digest,
+    /// JSON.
+    pub bytes: Bytes,
+}
+
+/// All that an edge should hold.
+#[derive(Debug, Clone, Default)]
+pub struct SourceView {
+    /// uid of namespace kube-system.
+    pub identity: String,
+    /// How old it is at least: resourceVersion a kind.
+    pub marks: BTreeMap<String, u64>,
+    /// The objects.
+    pub objects: BTreeMap<Key, Arc<SourceObject>>,
+}
+
+/// The state of one edge's replica as the hub knows it.
+#[derive(Debug)]
+pub struct Source {
+    view: SourceView,
+    /// What the edge holds once it has all that was sent. `None`: it was there at Hello, its key is not known.
+    sent: BTreeMap<Key, Entry>,
+    /// Hashes of Hello that no object of the view has matched.
+    unmatched: BTreeSet<u64>,
+    pending: BTreeSet<Key>,
+    begin: bool,
+    snapshot: bool,
+    marks_sent: BTreeMap<String, u64>,
+    marks_due: bool,
+}
+
+impl Source {
+    /// Starts (again) with what the edge says it has.
+    #[must_use]
+    pub fn new(hello: &Hello, view: SourceView) -> Self {
+        let mut unmatched: BTreeSet<u64> = hello.have.iter().copied().collect();
+        let mut sent = BTreeMap::new();
+        for (key, object) in &view.objects {
+            let entry = Entry {
+                uid: object.uid.clone(),
+                version: object.version,
+            };
+            if unmatched.remove(&digest::short(key, &entry)) {
+                sent.insert(key.clone(), entry);
+            }
+        }
+        let mut source = Self {
+            view,
+            sent,
+            unmatched,
+            pending: BTreeSet::new(),
+            begin: true,
+            snapshot: true,
+            marks_sent: BTreeMap::new(),
+            marks_due: false,
+        };
+        source.find_pending();
+        source
+    }
+
+    /// Replaces the view. Marks alone are sent only when `marks_due`: they cost bytes and move all the time.
+    ///
+    /// Returns whether there is something to send.
+    pub fn set_view(&mut self, view: SourceView, marks_due: bool) -> bool {
+        self.view = view;
+        self.marks_due |= marks_due;
+        self.find_pending();
+        !self.pending.is_empty() || (self.marks_due && self.marks_sent != self.view.marks)
+    }
+
+    fn find_pending(&mut self) {
+        self.pending.clear();
+        for (key, object) in &self.view.objects {
+            if self
+                .sent
+                .get(key)
+                .is_none_or(|s| s.uid != object.uid || s.version != object.version)
+            {
+                self.pending.insert(key.clone());
+            }
+        }
+        let gone = self
+            .sent
+            .keys()
+            .filter(|key| !self.view.objects.contains_key(*key))
+            .cloned();
+        self.pending.extend(gone);
+    }
+
+    /// Whether the edge has been sent everything.
+    #[must_use]
+    pub fn is_done(&self) -> bool {
+        !self.begin && !self.snapshot && self.pending.is_empty()
+    }
+
+    /// The next item for class `desired`, with its key.
+    pub fn poll(&mut self) -> Option<(String, Down)> {
+        let (key, body) = self.next()?;
+        Some((key, Down { body: Some(body) }))
+    }
+
+    fn next(&mut self) -> Option<(String, down::Body)> {
+        if std::mem::take(&mut self.begin) {
+            let begin = Begin {
+                identity: self.view.identity.clone(),
+                marks: self.marks(),
+            };
+            return Some((String::new(), down::Body::Begin(begin)));
+        }
+        if let Some(key) = self.pending.pop_first() {
+            return Some((format!("{}/{}/{}", key.0, key.1, key.2), self.change(key)));
+        }
+        if std::mem::take(&mut self.snapshot) {
+            self.marks_sent = self.view.marks.clone();
+            return Some((String::new(), down::Body::SnapshotSent(self.snapshot_sent())));
+        }
+        if std::mem::take(&mut self.marks_due) && self.marks_sent != self.view.marks {
+            self.marks_sent = self.view.marks.clone();
+            return Some((String::new(), down::Body::Marks(Marks { marks: self.marks() })));
+        }
+        None
+    }
+
+    fn change(&mut self, key: Key) -> down::Body {
+        if let Some(object) = self.view.objects.get(&key) {
+            self.sent.insert(
+                key.clone(),
+                Entry {
+                    uid: object.uid.clone(),
+                    version: object.version,
+                },
+            );
+            return down::Body::Apply(Apply {
+                key: Some(wire_key(&key)),
+                uid: object.uid.clone(),
+                version: object.version.to_vec().into(),
+                object: object.bytes.clone(),
+            });
+        }
+        let uid = self.sent.remove(&key).map(|entry| entry.uid).unwrap_or_default();
+        down::Body::Delete(Delete {
+            key: Some(wire_key(&key)),
+            uid,
+        })
+    }
+
+    fn snapshot_sent(&mut self) -> SnapshotSent {
+        SnapshotSent {
+            identity: self.view.identity.clone(),
+            marks: self.marks(),
+            count: self.sent.len() as u64,
+            digest: digest::set(self.sent.iter()).to_vec().into(),
+            drop: std::mem::take(&mut self.unmatched).into_iter().collect(),
+        }
+    }
+
+    fn marks(&self) -> Vec<Mark> {
+        self.view
+            .marks
+            .iter()
+            .map(|(kind, rv)| Mark {
+                kind: kind.clone(),
+                resource_version: *rv,
+            })
+            .collect()
+    }
+}

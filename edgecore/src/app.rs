@@ -1,0 +1,187 @@
+//! Wires the node agent; the only file that knows all parts.
+//!
+//! * key → store (set aside where it is damaged) → everything else reads and writes it;
+//! * containerd: client and event pump; pods run on it and outlive us;
+//! * node manager → Node row, CNI; kubelet API ← the tunnel's streams; admin socket.
+//!
+//! Nothing here waits for the network or the runtime: both may be away at the start. A store that fails while running ends the process (exit
+//! status 74), and it starts again on what is durable. SIGTERM ends it in order and touches no container.
+
+use std::future::Future;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use cri::{CriRuntime, Runtime};
+use metastore::{Options, Store};
+use serde_json::{Value, json};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
+
+use crate::admin::{Admin, AdminError, Pages};
+use crate::config::EdgecoreConfig;
+use crate::kubelet_api::KubeletApi;
+use crate::kubelet_api::pods::PodSource;
+use crate::node::NodeManager;
+use crate::node::conditions::HubFlags;
+use crate::secret_key::{self, KeyError};
+use crate::supervisor::{Ended, Supervisor};
+
+/// Exit status after the store failed: EX_IOERR.
+const STORE_FAILED: i32 = 74;
+
+/// Why edgecore does not start, or ended.
+#[derive(Debug, thiserror::Error)]
+pub enum AppError {
+    /// A folder cannot be made.
+    #[error("cannot make the folder {path}")]
+    Folder {
+        /// The folder.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// No key for the store.
+    #[error(transparent)]
+    Key(#[from] KeyError),
+    /// The store does not open, and could not be set aside.
+    #[error("cannot open the store")]
+    Store(#[from] metastore::OpenError),
+    /// The opening of the store did not end.
+    #[error("the opening of the store broke off")]
+    StoreThread(#[from] tokio::task::JoinError),
+    /// The admin socket cannot be served.
+    #[error(transparent)]
+    Admin(#[from] AdminError),
+    /// Signals cannot be waited for.
+    #[error("cannot wait for signals")]
+    Signal(#[source] std::io::Error),
+    /// A task ended.
+    #[error(transparent)]
+    Ended(#[from] Ended),
+}
+
+/// The wired agent, bound and not yet running.
+#[derive(Debug)]
+pub struct App {
+    supervisor: Supervisor,
+    /// The kubelet API, for whoever has a stream to serve.
+    pub kubelet_api: KubeletApi,
+}
+
+/// Builds every part.
+///
+/// # Errors
+/// When a folder, the key, the store or the admin socket cannot be had. Never for want of network or runtime.
+pub async fn build(config: EdgecoreConfig) -> Result<App, AppError> {
+    tracing::info!(version = crate::node::report::KUBELET_VERSION, config = %json!(config), "edgecore starts");
+    let config = Arc::new(config);
+    make_folders(&config)?;
+    let store = open_store(&config).await?;
+    let mut supervisor = Supervisor::default();
+
+    let (runtime, pump) = CriRuntime::new(&config.containerd.socket);
+    let runtime: Arc<dyn Runtime> = Arc::new(runtime);
+    supervisor.forever("containerd-events", pump.run());
+
+    let (flags, hub_flags) = watch::channel(HubFlags::default());
+    let node = NodeManager::new(config.clone(), store.clone(), runtime.clone(), hub_flags);
+    let node_info = node.info();
+    supervisor.forever("node", node.run());
+
+    let kubelet_api = KubeletApi::new(&config, runtime.clone(), Arc::new(store.clone()));
+    // Until there is a link, its flags stay as they are.
+    supervisor.forever("link", async move {
+        std::future::pending::<()>().await;
+        drop(flags);
+        std::future::pending().await
+    });
+
+    let pages = Pages {
+        config: json!(*config),
+        node: node_info,
+        debug: debug_pages(&store),
+    };
+    supervisor.forever("admin", Admin::bind(&config.admin_socket, pages)?.run());
+    Ok(App {
+        supervisor,
+        kubelet_api,
+    })
+}
+
+impl App {
+    /// Runs until SIGTERM or SIGINT, or until a task ends.
+    ///
+    /// # Errors
+    /// The task that ended and should not have.
+    pub async fn run(self) -> Result<(), AppError> {
+        let mut terminate = signal(SignalKind::terminate()).map_err(AppError::Signal)?;
+        let mut interrupt = signal(SignalKind::interrupt()).map_err(AppError::Signal)?;
+        let stop = async move {
+            tokio::select! {
+                _ = terminate.recv() => "SIGTERM",
+                _ = interrupt.recv() => "SIGINT",
+            }
+        };
+        self.run_until(stop).await
+    }
+
+    /// Runs until `stop` says why to end, or until a task ends.
+    ///
+    /// # Errors
+    /// The task that ended and should not have.
+    pub async fn run_until(self, stop: impl Future<Output = &'static str>) -> Result<(), AppError> {
+        tracing::info!(tasks = ?self.supervisor.names(), "edgecore runs");
+        self.supervisor.run(stop).await?;
+        tracing::info!("edgecore stopped");
+        Ok(())
+    }
+}
+
+fn make_folders(config: &EdgecoreConfig) -> Result<(), AppError> {
+    let make = |path: &Path, mode| {
+        let made = std::fs::DirBuilder::new().recursive(true).mode(mode).create(path);
+        made.map_err(|source| AppError::Folder {
+            path: path.to_owned(),
+            source,
+        })
+    };
+    make(&config.state_dir, 0o700)?;
+    make(&config.run_dir, 0o755)?;
+    make(&config.kubelet.root_dir, 0o750)?;
+    make(&config.kubelet.pod_logs_dir, 0o755)
+}
+
+/// Opens the store on a thread of its own: it reads every record.
+async fn open_store(config: &EdgecoreConfig) -> Result<Store, AppError> {
+    let key = secret_key::load_or_make(&config.store_key_file)?;
+    let path = config.store_dir();
+    let on_fatal = Arc::new(|reason: &str| {
+        tracing::error!(
+            reason,
+            "the store failed; edgecore ends and starts again on what is durable"
+        );
+        std::process::exit(STORE_FAILED);
+    });
+    let options = Options {
+        key: Some(key),
+        on_fatal,
+        ..Options::default()
+    };
+    let opened = tokio::task::spawn_blocking(move || Store::open_or_set_aside(&path, &options)).await??;
+    let (store, aside) = opened;
+    if let Some(aside) = aside {
+        tracing::error!(path = %aside.path.display(), reason = %aside.reason, "the store was damaged and is set aside; pods go on, the hub will send their specs again");
+    }
+    Ok(store)
+}
+
+fn debug_pages(store: &Store) -> Vec<(&'static str, crate::admin::Source)> {
+    let pods = store.clone();
+    let pod = |entry: crate::kubelet_api::pods::PodEntry| -> Value {
+        let m = |field| entry.metadata(field).to_owned();
+        json!({"namespace": m("namespace"), "name": m("name"), "uid": m("uid"), "phase": entry.status["phase"], "podIP": entry.status["podIP"]})
+    };
+    let list = move || pods.pods().into_iter().map(pod).collect();
+    vec![("pods", Box::new(list))]
+}

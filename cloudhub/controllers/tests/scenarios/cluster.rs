@@ -55,8 +55,7 @@ pub(crate) fn silence(world: &World) -> Result<()> {
     })?;
     kubectl.run(&["uncordon", "edge-3"])?;
     kubectl.wait(&["node", "edge-3"], "is uncordoned", |node| taints(node).is_empty())?;
-    kubectl.run(&["delete", "pod", "goes", "--force", "--grace-period=0"])?;
-    Ok(())
+    kubectl.gone(&["pod", "goes"])
 }
 
 pub(crate) fn namespace(world: &World) -> Result<()> {

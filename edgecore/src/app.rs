@@ -2,7 +2,7 @@
 //!
 //! * key → store (set aside where it is damaged) → everything else reads and writes it;
 //! * containerd: client and event pump; pods run on it and outlive us;
-//! * node manager → Node row, CNI; kubelet API ← the tunnel's streams; admin socket.
+//! * node manager → Node row, CNI; pods ← the store; hub ⇄ the store, its streams → kubelet API; admin socket.
 //!
 //! Nothing here waits for the network or the runtime: both may be away at the start. A store that fails while running ends the process (exit
 //! status 74), and it starts again on what is durable. SIGTERM ends it in order and touches no container.
@@ -98,6 +98,7 @@ pub async fn build(config: EdgecoreConfig) -> Result<App, AppError> {
         (kubelet_api.clone(), whole),
         supervisor.stop(),
     )?;
+    let sessions = link.sessions();
 
     let recorder = Recorder::new(Arc::new(store.clone()), &config.node_name)?;
     supervisor.until_stop("events", events(recorder.clone(), supervisor.stop()));
@@ -135,7 +136,7 @@ pub async fn build(config: EdgecoreConfig) -> Result<App, AppError> {
     let pages = Pages {
         config: json!(*config),
         node: node_info,
-        debug: debug_pages(&store),
+        debug: debug_pages(&store, sessions),
     };
     supervisor.forever("admin", Admin::bind(&config.admin_socket, pages)?.run());
     Ok(App {
@@ -262,12 +263,22 @@ async fn open_store(config: &EdgecoreConfig) -> Result<(Store, bool), AppError> 
     Ok((store, whole))
 }
 
-fn debug_pages(store: &Store) -> Vec<(&'static str, crate::admin::Source)> {
+fn debug_pages(
+    store: &Store,
+    sessions: watch::Receiver<Option<tunnel::Session>>,
+) -> Vec<(&'static str, crate::admin::Source)> {
     let pods = store.clone();
     let pod = |entry: crate::kubelet_api::pods::PodEntry| -> Value {
         let m = |field| entry.metadata(field).to_owned();
         json!({"namespace": m("namespace"), "name": m("name"), "uid": m("uid"), "phase": entry.status["phase"], "podIP": entry.status["podIP"]})
     };
     let list = move || pods.pods().into_iter().map(pod).collect();
-    vec![("pods", Box::new(list))]
+    let session = move || {
+        let one = |session: &tunnel::Session| {
+            let peer = session.peer();
+            json!({"epoch": peer.epoch, "uplink": peer.uplink, "hub": peer.remote.to_string()})
+        };
+        sessions.borrow().as_ref().map(one).into_iter().collect()
+    };
+    vec![("pods", Box::new(list)), ("sessions", Box::new(session))]
 }

@@ -238,7 +238,12 @@ impl Task {
     async fn receive(&mut self, class: ClassId, seq: u64, (body, view): (up::Body, &NodeView)) {
         match body {
             up::Body::Hello(hello) => {
-                tracing::debug!(node = self.node, objects = hello.have.len(), synced = view.synced, "hello");
+                tracing::debug!(
+                    node = self.node,
+                    objects = hello.have.len(),
+                    synced = view.synced,
+                    "hello"
+                );
                 self.suspect = false;
                 self.source = None;
                 self.waiting_hello = Some(hello);

@@ -45,7 +45,7 @@ fn pod(name: &str, labels: &str) -> String {
 #[test]
 fn a_joined_robot_has_a_node_that_comes_back_and_patient_pods() {
     let site = Site::new().expect("a site");
-    let hub = Hub::start(&site, kit::Above::Cluster).expect("a hub");
+    let hub = Hub::start(&site).expect("a hub");
     join(&site, &hub, "robot-1");
     let is_edge = |node: &Value| node["metadata"]["labels"]["kedge.dev/edge"] == "true";
     let show = |error| panic!("{error}\n{}", hub.tail());

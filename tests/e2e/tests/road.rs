@@ -1,6 +1,4 @@
-//! Suite `road`: the tests that cross the whole road, above an unmodified kube-apiserver and above the embedded API.
-//!
-//! Each runs as `NAME_above_cluster` and `NAME_above_embedded`; all but the parts of the hub's side is the same code.
+//! Suite `road`: the tests that cross the whole road, above an unmodified kube-apiserver.
 
 use std::fs;
 use std::process::Stdio;
@@ -8,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use kit::kubectl::{condition, is_true};
 use kit::wait::State;
-use kit::{Above, Edge, Hub, Site, wait_for, yaml};
+use kit::{Edge, Hub, Site, wait_for, yaml};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
@@ -29,28 +27,10 @@ fn kill_container(pid: u32) {
     kill(Pid::from_raw(pid.cast_signed()), Signal::SIGKILL).expect("the container's process is there");
 }
 
-macro_rules! road {
-    ($($name:ident => $test:ident;)*) => { $(mod $name {
-        #[test]
-        fn above_cluster() { super::$test(kit::Above::Cluster); }
-        #[test]
-        fn above_embedded() { super::$test(kit::Above::Embedded); }
-    })* };
-}
-
-road! {
-    pod_runs_and_kubectl_reaches_it => runs_and_is_reached;
-    pod_survives_hub_death_container_death_and_reset => survives;
-    edgecore_restart_touches_no_container => restart_touches_nothing;
-    pod_deleted_while_node_is_away_goes_on_return => deleted_while_away;
-    configuration_changed_while_away_arrives => changed_while_away;
-    workloads_roll_out => workloads;
-    deleted_node_of_a_robot_comes_back => deleted_node;
-}
-
-fn runs_and_is_reached(above: Above) {
+#[test]
+fn pod_runs_and_kubectl_reaches_it() {
     let site = Site::new().expect("a site");
-    let hub = Hub::start(&site, above).expect("a hub");
+    let hub = Hub::start(&site).expect("a hub");
     let edge = robot(&site, &hub);
     hub.kubectl.apply(&yaml::furnished_pod("web")).expect("apply");
     hub.kubectl
@@ -155,9 +135,10 @@ fn forwards_ports(site: &Site, hub: &Hub) {
     assert!(!answer.expect("port-forward").0.is_empty());
 }
 
-fn survives(above: Above) {
+#[test]
+fn pod_survives_hub_death_container_death_and_reset() {
     let site = Site::new().expect("a site");
-    let mut hub = Hub::start(&site, above).expect("a hub");
+    let mut hub = Hub::start(&site).expect("a hub");
     let mut edge = robot(&site, &hub);
     hub.kubectl.apply(&yaml::furnished_pod("web")).expect("apply");
     let (pod, _) = hub
@@ -224,9 +205,10 @@ fn is_furnished(pid: u32) {
     assert_eq!(token.split('.').count(), 3, "a JWT");
 }
 
-fn restart_touches_nothing(above: Above) {
+#[test]
+fn edgecore_restart_touches_no_container() {
     let site = Site::new().expect("a site");
-    let hub = Hub::start(&site, above).expect("a hub");
+    let hub = Hub::start(&site).expect("a hub");
     let mut edge = robot(&site, &hub);
     hub.kubectl.apply(&yaml::furnished_pod("web")).expect("apply");
     hub.kubectl.apply(&yaml::http_pod("httpd")).expect("apply");
@@ -262,9 +244,10 @@ fn restart_touches_nothing(above: Above) {
     );
 }
 
-fn deleted_while_away(above: Above) {
+#[test]
+fn pod_deleted_while_node_is_away_goes_on_return() {
     let site = Site::new().expect("a site");
-    let hub = Hub::start(&site, above).expect("a hub");
+    let hub = Hub::start(&site).expect("a hub");
     let edge = robot(&site, &hub);
     hub.kubectl.apply(&yaml::furnished_pod("web")).expect("apply");
     hub.kubectl
@@ -312,9 +295,10 @@ fn deleted_while_away(above: Above) {
     .expect("the last pod goes");
 }
 
-fn changed_while_away(above: Above) {
+#[test]
+fn configuration_changed_while_away_arrives() {
     let site = Site::new().expect("a site");
-    let hub = Hub::start(&site, above).expect("a hub");
+    let hub = Hub::start(&site).expect("a hub");
     let edge = robot(&site, &hub);
     hub.kubectl.apply(&yaml::furnished_pod("web")).expect("apply");
     hub.kubectl
@@ -355,9 +339,10 @@ fn changed_while_away(above: Above) {
     );
 }
 
-fn workloads(above: Above) {
+#[test]
+fn workloads_roll_out() {
     let site = Site::new().expect("a site");
-    let hub = Hub::start(&site, above).expect("a hub");
+    let hub = Hub::start(&site).expect("a hub");
     let edge = robot(&site, &hub);
     hub.kubectl.apply(yaml::WORKLOADS).expect("apply");
     for name in ["deployment/web", "daemonset/agent"] {
@@ -395,9 +380,10 @@ fn workloads(above: Above) {
     .expect("all gone");
 }
 
-fn deleted_node(above: Above) {
+#[test]
+fn deleted_node_of_a_robot_comes_back() {
     let site = Site::new().expect("a site");
-    let hub = Hub::start(&site, above).expect("a hub");
+    let hub = Hub::start(&site).expect("a hub");
     let edge = robot(&site, &hub);
     hub.kubectl.apply(&yaml::furnished_pod("web")).expect("apply");
     hub.kubectl

@@ -1,4 +1,4 @@
-//! Our cloudhub in the hub's namespace: above the real control plane, or with its embedded API.
+//! Our cloudhub in the hub's namespace, above the real control plane.
 
 use std::fs;
 use std::path::PathBuf;
@@ -13,20 +13,11 @@ use crate::kubectl::Kubectl;
 use crate::paths;
 use crate::plane::ControlPlane;
 use crate::process::{Daemon, run};
-use crate::site::{API_PORT, HUB, JOIN_PORT, Site};
+use crate::site::{HUB, JOIN_PORT, Site};
 use crate::wait::{State, wait_for};
 
 /// The hub answers within a second or two on an idle machine.
 const START: Duration = Duration::from_secs(60);
-
-/// What is above the hub.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Above {
-    /// An unmodified kube-apiserver.
-    Cluster,
-    /// The hub's own API.
-    Embedded,
-}
 
 /// A hub with what is above it.
 #[derive(Debug)]
@@ -34,24 +25,20 @@ pub struct Hub<'a> {
     site: &'a Site,
     dir: PathBuf,
     kubeconfig: PathBuf,
-    embedded: bool,
     daemon: Option<Daemon>,
-    /// The real control plane, when there is one.
-    pub plane: Option<ControlPlane>,
+    /// The real control plane.
+    pub plane: ControlPlane,
     /// kubectl as the admin.
     pub kubectl: Kubectl,
 }
 
 impl<'a> Hub<'a> {
-    /// Starts a hub with what is above it.
+    /// Starts a control plane and a hub that serves it.
     ///
     /// # Errors
     /// When a part does not come up.
-    pub fn start(site: &'a Site, above: Above) -> Result<Self> {
-        match above {
-            Above::Cluster => Self::above(site, ControlPlane::start(site, &crate::plane::Options::default())?),
-            Above::Embedded => Self::embedded(site),
-        }
+    pub fn start(site: &'a Site) -> Result<Self> {
+        Self::above(site, ControlPlane::start(site, &crate::plane::Options::default())?)
     }
 
     /// A hub above `plane`, with exactly the rights of `installer/deploy/`, and the CA that the API server trusts.
@@ -74,34 +61,11 @@ impl<'a> Hub<'a> {
             site,
             dir: site.dir().join("hub"),
             kubeconfig,
-            embedded: false,
             daemon: None,
-            plane: Some(plane),
+            plane,
             kubectl,
         };
         fs::create_dir_all(&hub.dir)?;
-        hub.restart()?;
-        Ok(hub)
-    }
-
-    /// A hub with its own API.
-    ///
-    /// # Errors
-    /// When it does not come up.
-    pub fn embedded(site: &'a Site) -> Result<Self> {
-        let dir = site.dir().join("hub");
-        fs::create_dir_all(&dir)?;
-        let kubeconfig = dir.join("data/admin.kubeconfig");
-        let kubectl = Kubectl::new(site, &kubeconfig);
-        let mut hub = Self {
-            site,
-            dir,
-            kubeconfig,
-            embedded: true,
-            daemon: None,
-            plane: None,
-            kubectl,
-        };
         hub.restart()?;
         Ok(hub)
     }
@@ -111,13 +75,7 @@ impl<'a> Hub<'a> {
         let listen = format!("0.0.0.0:{JOIN_PORT}");
         command.args(["--join-listen", &listen, "--tunnel-listen", &listen, "--advertise", HUB]);
         command.arg("--admin-socket").arg(self.dir.join("cloudhub.sock"));
-        if self.embedded {
-            command
-                .args(["--embedded", "--listen", &format!("0.0.0.0:{API_PORT}"), "--data"])
-                .arg(self.dir.join("data"));
-        } else {
-            command.arg("--kubeconfig").arg(&self.kubeconfig);
-        }
+        command.arg("--kubeconfig").arg(&self.kubeconfig);
         command
             .env("RUST_LOG", std::env::var("KEDGE_LOG").unwrap_or_else(|_| "info".into()))
             .env("RUST_BACKTRACE", "1");
@@ -174,7 +132,7 @@ impl<'a> Hub<'a> {
     #[must_use]
     pub fn kedge(&self, args: &[&str]) -> Command {
         let mut command = self.site.command("hub", &paths::ours("kedge"));
-        let kubeconfig = self.plane.as_ref().map_or(&self.kubeconfig, |plane| &plane.kubeconfig);
+        let kubeconfig = &self.plane.kubeconfig;
         command.args(args).arg("--kubeconfig").arg(kubeconfig);
         command
     }

@@ -1,306 +1,356 @@
-//! The kubelet API of each node, as kube-apiserver wants it: an HTTPS port per node, carried through the tunnel.
+//! The kubelet APIs of the edges, served by the hub: one HTTPS port a node.
 //!
-//! - caller (kube-apiserver, metrics-server) → TLS with Kedge's serving CA → [`callers`]: who it is, and whether it may
-//! - → a stream to the edge ([`Edges::open`]) → HTTP/1.1 → edgecore's kubelet API
-//! - an upgrade (SPDY or WebSocket: exec, attach, port-forward) is passed through byte for byte
+//! - kube-apiserver → TLS (Kedge's serving CA) → [`authority`] (who, and may they) → a stream of the node's session → edge
+//! - an upgrade (exec, attach, port-forward) is passed through byte for byte after the edge's 101
+//! - a node without a session answers 503 with a Status that says since when
 //!
-//! State: the listeners by node, in [`KubeletProxy`], which owns their tasks; a connection's tasks belong to the connection. A node
-//! that is away is answered within [`OPEN_WITHIN`] with a Status that says since when. The proxy believes nothing that the edge
-//! says about callers, and tells it nothing about them.
+//! State: [`Ports`], node → port, for as long as the hub lives. A node whose port cannot be bound has no kubelet API, which
+//! is logged; everything else of it works.
 
-pub mod callers;
-mod forward;
+pub mod authority;
 
 use std::collections::HashMap;
+use std::convert::Infallible;
 use std::net::{IpAddr, SocketAddr};
 use std::ops::RangeInclusive;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, SystemTime};
+use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
+use bytes::Bytes;
+use http::{Request, Response, StatusCode, header};
+use http_body_util::combinators::BoxBody;
+use http_body_util::{BodyExt, Full};
+use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use rustls::server::ResolvesServerCert;
+use serde_json::json;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
-use tokio::task::{AbortHandle, JoinSet};
-use tokio::time::timeout;
+use tokio::sync::{Mutex, Semaphore};
+use tokio::task::JoinSet;
 use tokio_rustls::TlsAcceptor;
-use tunnel::ByteStream;
 
-use callers::{CallerError, Callers};
+use crate::identity::Identity;
+use crate::registry::Registry;
+use crate::writer::KubeletAddress;
+use authority::Authority;
 
-/// How long opening a stream may take before the node counts as away.
-pub const OPEN_WITHIN: Duration = Duration::from_secs(2);
-/// A TLS handshake.
-const HANDSHAKE_WITHIN: Duration = Duration::from_secs(10);
-/// A request's head.
-const HEAD_WITHIN: Duration = Duration::from_secs(30);
-/// A request's head has at most this many bytes: exec carries its command in the URL.
-const MAX_HEAD: usize = 128 * 1024;
-/// Connections at once on all ports: each exec and each `logs -f` of the fleet is one.
-const MAX_CONNECTIONS: usize = 8192;
+/// Connections a node at once: kube-apiserver's and people's sessions in containers.
+const MAX_CONNECTIONS: usize = 256;
+/// A TLS handshake, and a request's head.
+const HANDSHAKE: Duration = Duration::from_secs(10);
+/// The edge's answer's head; a node that is away is known to be away.
+const ANSWER: Duration = Duration::from_secs(30);
 
-/// Why a node's kubelet API cannot be reached.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Away {
-    /// Since when, where it is known.
-    pub since: Option<SystemTime>,
-    /// Why, in words: `link lost`, `the agent was stopped`.
-    pub why: String,
+type Body = BoxBody<Bytes, hyper::Error>;
+
+/// What the proxy is made of.
+pub struct Config {
+    /// The hub's address that kube-apiserver calls.
+    pub advertise: String,
+    /// Ports for the nodes.
+    pub ports: RangeInclusive<u16>,
+    /// Serving certificates.
+    pub identity: Arc<Identity>,
+    /// Judges callers.
+    pub authority: Authority,
+    /// The sessions.
+    pub tunnel: Arc<tunnel::Hub>,
+    /// Says since when a node is away.
+    pub registry: Registry,
 }
 
-impl Away {
-    /// The sentence for a user.
-    pub fn message(&self, node: &str) -> String {
-        match self.since {
-            Some(at) => {
-                let since = time::OffsetDateTime::from(at).replace_nanosecond(0).map_or_else(
-                    |_| "an unknown time".to_owned(),
-                    |at| {
-                        at.format(&time::format_description::well_known::Rfc3339)
-                            .unwrap_or_default()
-                    },
-                );
-                format!("node {node} is away since {since}: {}", self.why)
-            }
-            None => format!("node {node} is away: {}", self.why),
-        }
-    }
-}
-
-/// Opens streams to edges; the sessions implement it.
-#[async_trait]
-pub trait Edges: Send + Sync {
-    /// A stream on which the node's kubelet API speaks HTTP/1.1.
-    ///
-    /// # Errors
-    /// The node has no session.
-    async fn open(&self, node: &str) -> Result<ByteStream, Away>;
-}
-
-/// No port for a node.
-#[derive(Debug, thiserror::Error)]
-pub enum ProxyError {
-    /// All are taken.
-    #[error("no free port in {first}-{last} for the kubelet API of node {node}")]
-    NoPort {
-        /// For which node.
-        node: String,
-        /// First port of the range.
-        first: u16,
-        /// Last port of the range.
-        last: u16,
-    },
-    /// The caller's CA or TLS.
-    #[error("set up the TLS of the kubelet APIs")]
-    Callers(#[from] CallerError),
-}
-
-/// The proxy.
-pub struct KubeletProxy {
-    address: IpAddr,
-    ports: RangeInclusive<u16>,
-    shared: Arc<Shared>,
-    listeners: Mutex<Listeners>,
-}
-
-#[derive(Default)]
-struct Listeners {
-    by_node: HashMap<String, (u16, AbortHandle)>,
-    tasks: JoinSet<()>,
-}
-
-struct Shared {
-    certificate: Arc<dyn ResolvesServerCert>,
-    callers: Arc<dyn Callers>,
-    edges: Arc<dyn Edges>,
-    permits: Arc<Semaphore>,
-}
-
-impl std::fmt::Debug for KubeletProxy {
+impl std::fmt::Debug for Config {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("KubeletProxy")
-            .field("address", &self.address)
+        f.debug_struct("Config")
+            .field("advertise", &self.advertise)
             .field("ports", &self.ports)
             .finish_non_exhaustive()
     }
 }
 
+/// The kubelet APIs.
+#[derive(Debug)]
+pub struct KubeletProxy {
+    config: Arc<Config>,
+    ports: Mutex<Ports>,
+}
+
+#[derive(Debug, Default)]
+struct Ports {
+    of: HashMap<String, u16>,
+    /// The nodes' listeners.
+    tasks: JoinSet<()>,
+}
+
 impl KubeletProxy {
-    /// Serves on `address`, a port of `ports` for each node. A range of 0-0 takes free ports.
-    pub fn new(
-        address: IpAddr,
-        ports: RangeInclusive<u16>,
-        certificate: Arc<dyn ResolvesServerCert>,
-        callers: Arc<dyn Callers>,
-        edges: Arc<dyn Edges>,
-    ) -> Self {
+    /// A proxy without ports; the first [`KubeletAddress::of`] of a node binds its.
+    pub fn new(config: Config) -> Self {
         Self {
-            address,
-            ports,
-            shared: Arc::new(Shared {
-                certificate,
-                callers,
-                edges,
-                permits: Arc::new(Semaphore::new(MAX_CONNECTIONS)),
-            }),
-            listeners: Mutex::default(),
+            config: Arc::new(config),
+            ports: Mutex::default(),
         }
     }
+}
 
-    fn lock(&self) -> MutexGuard<'_, Listeners> {
-        self.listeners.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// The port of `node`, opened if it is not yet: `preferred` (what its Node says) if that is free, so that it stays the same
-    /// over restarts of the hub, else by the node's name, so that two hubs seldom choose alike for different nodes.
-    ///
-    /// # Errors
-    /// No port is free.
-    pub async fn port(&self, node: &str, preferred: Option<u16>) -> Result<u16, ProxyError> {
-        if let Some((port, _)) = self.lock().by_node.get(node) {
-            return Ok(*port);
+#[async_trait]
+impl KubeletAddress for KubeletProxy {
+    async fn of(&self, node: &str) -> Option<(String, u16)> {
+        let mut ports = self.ports.lock().await;
+        if let Some(port) = ports.of.get(node) {
+            return Some((self.config.advertise.clone(), *port));
         }
-        let listener = self.bind(node, preferred).await?;
-        let port = listener.local_addr().map(|a| a.port()).unwrap_or_default();
-        let mut listeners = self.lock();
-        if let Some((port, _)) = listeners.by_node.get(node) {
-            return Ok(*port);
+        let taken: Vec<u16> = ports.of.values().copied().collect();
+        for port in self.config.ports.clone().filter(|port| !taken.contains(port)) {
+            let Ok(listener) = TcpListener::bind(SocketAddr::new(IpAddr::from([0, 0, 0, 0]), port)).await else {
+                continue;
+            };
+            let port = listener.local_addr().ok()?.port();
+            ports.of.insert(node.to_owned(), port);
+            ports.tasks.spawn(serve(self.config.clone(), node.to_owned(), listener));
+            return Some((self.config.advertise.clone(), port));
         }
-        let task = serve_node(self.shared.clone(), listener, node.to_owned());
-        let handle = listeners.tasks.spawn(task);
-        listeners.by_node.insert(node.to_owned(), (port, handle));
-        tracing::info!(node, port, "serving the node's kubelet API");
-        Ok(port)
+        tracing::error!(node, ports = ?self.config.ports, "no port is free for the node's kubelet API");
+        None
     }
+}
 
-    /// Closes the port of a node that left for good, and what is open on it.
-    pub fn release(&self, node: &str) {
-        let mut listeners = self.lock();
-        if let Some((port, handle)) = listeners.by_node.remove(node) {
-            handle.abort();
-            tracing::info!(node, port, "closed the kubelet API of a node that left");
+async fn serve(config: Arc<Config>, node: String, listener: TcpListener) {
+    let serving = match config.identity.serving(&[config.advertise.clone(), node.clone()]) {
+        Ok(serving) => serving,
+        Err(error) => {
+            tracing::error!(node, %error, "no serving certificate for the node's kubelet API");
+            return;
         }
-        while listeners.tasks.try_join_next().is_some() {}
-    }
-
-    async fn bind(&self, node: &str, preferred: Option<u16>) -> Result<TcpListener, ProxyError> {
-        for port in candidates(node, &self.ports, preferred) {
-            if let Ok(listener) = TcpListener::bind(SocketAddr::new(self.address, port)).await {
-                return Ok(listener);
+    };
+    let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    let mut tasks = JoinSet::new();
+    loop {
+        let Ok(place) = places.clone().acquire_owned().await else {
+            return;
+        };
+        match listener.accept().await {
+            Ok((stream, _)) => {
+                let (config, node, serving) = (config.clone(), node.clone(), serving.clone());
+                tasks.spawn(async move {
+                    connection(config, node, (stream, serving)).await;
+                    drop(place);
+                });
+            }
+            Err(error) => {
+                tracing::warn!(node, %error, "cannot accept");
+                tokio::time::sleep(Duration::from_millis(100)).await;
             }
         }
-        Err(ProxyError::NoPort {
-            node: node.to_owned(),
-            first: *self.ports.start(),
-            last: *self.ports.end(),
-        })
+        while tasks.try_join_next().is_some() {}
     }
 }
 
-/// The ports to try, in order.
-fn candidates(node: &str, ports: &RangeInclusive<u16>, preferred: Option<u16>) -> impl Iterator<Item = u16> + use<> {
-    let (first, count) = (
-        *ports.start(),
-        u64::from(ports.end().saturating_sub(*ports.start())) + 1,
-    );
-    // FNV-1a: the same on every hub, which a HashMap's hasher is not.
-    let hash = node.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
-        (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
+async fn connection(config: Arc<Config>, node: String, (stream, serving): (TcpStream, Arc<crate::identity::Serving>)) {
+    let builder = rustls::ServerConfig::builder_with_provider(tunnel::tls::provider());
+    let Ok(builder) = builder.with_safe_default_protocol_versions() else {
+        return;
+    };
+    let builder = match config.authority.verifier().await {
+        Some(verifier) => builder.with_client_cert_verifier(verifier),
+        None => builder.with_no_client_auth(),
+    };
+    let mut tls = builder.with_cert_resolver(serving);
+    tls.alpn_protocols = vec![b"http/1.1".to_vec()];
+    let accepted = tokio::time::timeout(HANDSHAKE, TlsAcceptor::from(Arc::new(tls)).accept(stream)).await;
+    let Ok(Ok(stream)) = accepted else { return };
+    let certificate = stream
+        .get_ref()
+        .1
+        .peer_certificates()
+        .and_then(|chain| chain.first())
+        .map(|c| c.to_vec());
+    let proxy = Arc::new(Proxy {
+        config,
+        node,
+        certificate,
     });
-    let preferred = preferred.filter(|port| ports.contains(port));
-    let all = (0..count).map(move |n| first + u16::try_from((hash.wrapping_add(n)) % count).unwrap_or_default());
-    preferred.into_iter().chain(all)
+    let service = service_fn(move |request| {
+        let proxy = proxy.clone();
+        async move { Ok::<_, Infallible>(proxy.answer(request).await) }
+    });
+    let served = hyper::server::conn::http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(Duration::from_secs(300))
+        .serve_connection(TokioIo::new(stream), service)
+        .with_upgrades();
+    if let Err(error) = served.await {
+        tracing::debug!(%error, "a connection to a kubelet API broke");
+    }
 }
 
-async fn serve_node(shared: Arc<Shared>, listener: TcpListener, node: String) {
-    let node: Arc<str> = node.into();
-    let mut connections = JoinSet::new();
-    loop {
-        tokio::select! {
-            Some(_) = connections.join_next() => {}
-            accepted = listener.accept() => match accepted {
-                Ok((stream, remote)) => match shared.permits.clone().try_acquire_owned() {
-                    Ok(permit) => {
-                        let (shared, node) = (shared.clone(), node.clone());
-                        connections.spawn(async move {
-                            if let Err(error) = serve_connection(&shared, stream, &node).await {
-                                tracing::debug!(%remote, node = &*node, %error, "a kubelet API connection broke");
-                            }
-                            drop(permit);
-                        });
-                    }
-                    Err(_) => tracing::warn!(%remote, "too many kubelet API connections: dropped one"),
-                },
-                Err(error) => {
-                    // Out of file descriptors, most likely: connections that end give some back.
-                    tracing::warn!(%error, "accept a kubelet API connection");
-                    tokio::time::sleep(Duration::from_millis(100)).await;
-                }
-            },
+/// One connection's caller and node.
+struct Proxy {
+    config: Arc<Config>,
+    node: String,
+    certificate: Option<Vec<u8>>,
+}
+
+impl Proxy {
+    async fn answer(&self, request: Request<Incoming>) -> Response<Body> {
+        let authority = &self.config.authority;
+        let Some(caller) = authority
+            .authenticate(self.certificate.as_deref(), request.headers())
+            .await
+        else {
+            return refuse(StatusCode::UNAUTHORIZED, "Unauthorized", "Unauthorized".into());
+        };
+        if !authority
+            .authorize(&caller, &self.node, request.method(), request.uri().path())
+            .await
+        {
+            let message = format!("user {} may not do this on node {}", caller.user, self.node);
+            return refuse(StatusCode::FORBIDDEN, "Forbidden", message);
+        }
+        match tokio::time::timeout(ANSWER, self.forward(request)).await {
+            Ok(Ok(response)) => response,
+            Ok(Err(message)) => refuse(StatusCode::SERVICE_UNAVAILABLE, "ServiceUnavailable", message),
+            Err(_) => {
+                let message = format!("node {} did not answer within {ANSWER:?}", self.node);
+                refuse(StatusCode::GATEWAY_TIMEOUT, "Timeout", message)
+            }
         }
     }
-}
 
-async fn serve_connection(
-    shared: &Arc<Shared>,
-    stream: TcpStream,
-    node: &Arc<str>,
-) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
-    // A keystroke of `exec -it` must not wait for the next one.
-    stream.set_nodelay(true)?;
-    let tls = callers::server_config(shared.callers.roots(), shared.certificate.clone())?;
-    let stream = timeout(HANDSHAKE_WITHIN, TlsAcceptor::from(Arc::new(tls)).accept(stream)).await??;
-    let certificate = stream.get_ref().1.peer_certificates().and_then(|chain| chain.first());
-    let context = forward::Context {
-        node: node.clone(),
-        certificate: certificate.map(|c| Arc::from(c.as_ref())),
-        callers: shared.callers.clone(),
-        edges: shared.edges.clone(),
-        streams: Arc::default(),
-    };
-    let service = service_fn(|request| {
-        let context = context.clone();
-        async move { Ok::<_, std::convert::Infallible>(forward::answer(&context, request).await) }
-    });
-    let mut http = hyper::server::conn::http1::Builder::new();
-    http.timer(TokioTimer::new())
-        .header_read_timeout(HEAD_WITHIN)
-        .max_buf_size(MAX_HEAD);
-    let served = http
-        .serve_connection(TokioIo::new(stream), service)
-        .with_upgrades()
-        .await;
-    context.finish().await;
-    Ok(served?)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_node_keeps_its_port_and_every_port_is_tried_once() {
-        let range = 10..=19;
-        let tried: Vec<u16> = candidates("robot-1", &range, None).collect();
-        let mut sorted = tried.clone();
-        sorted.sort_unstable();
-        assert_eq!(sorted, (10..=19).collect::<Vec<_>>());
-        assert_eq!(candidates("robot-1", &range, Some(17)).next(), Some(17));
-        assert_eq!(candidates("robot-1", &range, Some(99)).next(), Some(tried[0]));
-        assert_eq!(candidates("robot-1", &(0..=0), None).collect::<Vec<_>>(), [0]);
-    }
-
-    #[test]
-    fn an_absent_node_says_since_when() {
-        let away = Away {
-            since: Some(SystemTime::UNIX_EPOCH + Duration::from_millis(86_400_500)),
-            why: "link lost".into(),
+    /// Passes the request to the edge, and what follows an upgrade in both directions.
+    async fn forward(&self, mut request: Request<Incoming>) -> Result<Response<Body>, String> {
+        let session = self.config.tunnel.session(&self.node).ok_or_else(|| self.away())?;
+        let stream = session
+            .open_stream()
+            .await
+            .map_err(|closed| format!("node {}: {closed}", self.node))?;
+        let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
+            .await
+            .map_err(|error| format!("node {}: {error}", self.node))?;
+        // The connection lives as long as its answer; with the answer's body it ends.
+        let mut driver = JoinSet::new();
+        driver.spawn(async move {
+            if let Err(error) = connection.with_upgrades().await {
+                tracing::debug!(%error, "a stream to an edge broke");
+            }
+        });
+        let upgrade = request
+            .headers()
+            .contains_key(header::UPGRADE)
+            .then(|| hyper::upgrade::on(&mut request));
+        request.headers_mut().remove(header::AUTHORIZATION);
+        let host = http::HeaderValue::from_str(&self.node).map_err(|error| error.to_string())?;
+        request.headers_mut().insert(header::HOST, host);
+        let path = request
+            .uri()
+            .path_and_query()
+            .map_or("/", http::uri::PathAndQuery::as_str);
+        *request.uri_mut() = path.parse().map_err(|error| format!("{path}: {error}"))?;
+        let mut response = sender
+            .send_request(request)
+            .await
+            .map_err(|e| format!("node {}: {e}", self.node))?;
+        if response.status() == StatusCode::SWITCHING_PROTOCOLS
+            && let Some(caller) = upgrade
+        {
+            let edge = hyper::upgrade::on(&mut response);
+            driver.spawn(splice(caller, edge));
+        }
+        let (parts, body) = response.into_parts();
+        let body = Guarded {
+            body,
+            _driver: driver.into(),
+            _sender: sender,
         };
-        assert_eq!(
-            away.message("r"),
-            "node r is away since 1970-01-02T00:00:00Z: link lost"
-        );
+        Ok(Response::from_parts(parts, BodyExt::boxed(body)))
     }
+
+    fn away(&self) -> String {
+        let node = self.config.registry.node(&self.node);
+        let conditions = node.as_ref().and_then(|n| n.object["status"]["conditions"].as_array());
+        let condition = conditions.and_then(|all| all.iter().find(|c| c["type"] == "EdgeConnected"));
+        let text = |field: &str| {
+            condition
+                .and_then(|c| c[field].as_str())
+                .unwrap_or("unknown")
+                .to_owned()
+        };
+        format!(
+            "node {} is away since {} ({})",
+            self.node,
+            text("lastTransitionTime"),
+            text("reason")
+        )
+    }
+}
+
+/// Copies both directions of an upgraded connection until both are closed.
+async fn splice(caller: hyper::upgrade::OnUpgrade, edge: hyper::upgrade::OnUpgrade) {
+    let (Ok(caller), Ok(edge)) = tokio::join!(caller, edge) else {
+        return;
+    };
+    let (mut caller, mut edge) = (TokioIo::new(caller), TokioIo::new(edge));
+    if let Err(error) = tokio::io::copy_bidirectional(&mut caller, &mut edge).await {
+        tracing::debug!(%error, "a session in a container broke");
+    }
+}
+
+pin_project_lite::pin_project! {
+    /// An answer's body that keeps its connection alive until it has been read.
+    struct Guarded {
+        #[pin]
+        body: Incoming,
+        _driver: Driver,
+        _sender: hyper::client::conn::http1::SendRequest<Incoming>,
+    }
+}
+
+impl hyper::body::Body for Guarded {
+    type Data = Bytes;
+    type Error = hyper::Error;
+
+    fn poll_frame(
+        self: std::pin::Pin<&mut Self>,
+        cx: &mut std::task::Context<'_>,
+    ) -> std::task::Poll<Option<Result<hyper::body::Frame<Bytes>, hyper::Error>>> {
+        self.project().body.poll_frame(cx)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> hyper::body::SizeHint {
+        self.body.size_hint()
+    }
+}
+
+/// The tasks of one request. When the body is dropped an upgraded connection goes on until it is closed, so the tasks are
+/// let go, not aborted: each ends with its streams.
+struct Driver(JoinSet<()>);
+
+impl From<JoinSet<()>> for Driver {
+    fn from(tasks: JoinSet<()>) -> Self {
+        Self(tasks)
+    }
+}
+
+impl Drop for Driver {
+    fn drop(&mut self) {
+        self.0.detach_all();
+    }
+}
+
+fn refuse(code: StatusCode, reason: &str, message: String) -> Response<Body> {
+    let status = json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure", "reason": reason,
+                        "code": code.as_u16(), "message": message});
+    let body = Full::new(Bytes::from(status.to_string()))
+        .map_err(|never| match never {})
+        .boxed();
+    let mut response = Response::new(body);
+    *response.status_mut() = code;
+    response
+        .headers_mut()
+        .insert(header::CONTENT_TYPE, http::HeaderValue::from_static("application/json"));
+    response
 }

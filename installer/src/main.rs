@@ -1,7 +1,7 @@
 //! `kedge`: the command for who runs a fleet (with a kubeconfig) and for who sits at a machine.
 //!
 //! - with a kubeconfig: `token`, `node`, `ca`, `adopt`; everything goes through the Kubernetes API, never past it
-//! - on a machine: `join`, `reset`, `check`
+//! - on a machine: `join`, `reset`, `check`, `up`
 //!
 //! Exit status: 0 done, 1 refused or failed (the reason on stderr), 2 wrong usage.
 
@@ -15,6 +15,7 @@ mod node;
 mod pinned;
 mod reset;
 mod token;
+mod up;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -51,6 +52,11 @@ enum Command {
     Reset(reset::Args),
     /// See whether this machine has what edgecore needs
     Check(check::Args),
+    /// Start an embedded hub and one node on this machine, or remove them again (installer/up calls this)
+    Up(up::Args),
+    /// Run one service where there is no systemd
+    #[command(hide = true)]
+    Supervise(up::supervise::Args),
 }
 
 fn main() -> ExitCode {
@@ -81,6 +87,8 @@ async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Join(args) => join::run(args).await?,
         Command::Reset(args) => reset::run(&args)?,
         Command::Check(args) => return check::run(&args).await,
+        Command::Up(args) => up::run(args).await?,
+        Command::Supervise(args) => up::supervise::run(args).await?,
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -48,6 +48,7 @@ pub struct Source {
     begin: bool,
     snapshot: bool,
     marks_sent: BTreeMap<String, u64>,
+    marks_due: bool,
 }
 
 impl Source {
@@ -73,15 +74,20 @@ impl Source {
             begin: true,
             snapshot: true,
             marks_sent: BTreeMap::new(),
+            marks_due: false,
         };
         source.find_pending();
         source
     }
 
-    /// Replaces the view.
-    pub fn set_view(&mut self, view: SourceView) {
+    /// Replaces the view. Marks alone are sent only when `marks_due`: they cost bytes and move all the time.
+    ///
+    /// Returns whether there is something to send.
+    pub fn set_view(&mut self, view: SourceView, marks_due: bool) -> bool {
         self.view = view;
+        self.marks_due |= marks_due;
         self.find_pending();
+        !self.pending.is_empty() || (self.marks_due && self.marks_sent != self.view.marks)
     }
 
     fn find_pending(&mut self) {
@@ -130,7 +136,7 @@ impl Source {
             self.marks_sent = self.view.marks.clone();
             return Some((String::new(), down::Body::SnapshotSent(self.snapshot_sent())));
         }
-        if self.marks_sent != self.view.marks {
+        if std::mem::take(&mut self.marks_due) && self.marks_sent != self.view.marks {
             self.marks_sent = self.view.marks.clone();
             return Some((String::new(), down::Body::Marks(Marks { marks: self.marks() })));
         }

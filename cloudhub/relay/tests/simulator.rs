@@ -242,7 +242,8 @@ impl Simulation {
 
     fn show_world(&mut self) {
         if let Some(source) = &mut self.hub.source {
-            source.set_view(self.world.view());
+            let marks_due = self.rng.random_bool(0.5);
+            source.set_view(self.world.view(), marks_due);
         }
     }
 

@@ -92,6 +92,15 @@ impl NodeRecords {
         self.lock().get(node).cloned()
     }
 
+    /// All records, by node.
+    pub fn all(&self) -> Vec<(String, NodeRecord)> {
+        let records = self.lock();
+        records
+            .iter()
+            .map(|(node, record)| (node.clone(), record.clone()))
+            .collect()
+    }
+
     /// Takes a record from the API; gives the node's name when it is revoked.
     pub fn observe(&self, secret: &Secret) -> Option<String> {
         let node = node_of(secret)?.to_owned();

@@ -1,0 +1,87 @@
+//! The admin socket: a unix socket of mode 0600. `/healthz`, `/readyz`, `/configz`, `/debug/nodes`. It reads only.
+
+use std::convert::Infallible;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result};
+use bytes::Bytes;
+use http::{Request, Response, StatusCode};
+use http_body_util::Full;
+use hyper::body::Incoming;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use serde_json::Value;
+use tokio::net::UnixListener;
+use tokio::task::JoinSet;
+
+use crate::registry::Registry;
+
+/// A whole connection ends within this.
+const WITHIN: Duration = Duration::from_secs(30);
+/// People and their scripts.
+const MAX_CONNECTIONS: usize = 16;
+
+/// Binds the socket, also where a dead hub has left its file.
+///
+/// # Errors
+/// When the folder cannot be made or the socket not be bound.
+pub fn bind(path: &Path) -> Result<UnixListener> {
+    if let Some(folder) = path.parent() {
+        std::fs::create_dir_all(folder).with_context(|| format!("make {}", folder.display()))?;
+    }
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            return Err(error).with_context(|| format!("remove {}", path.display()));
+        }
+        _ => {}
+    }
+    let listener = UnixListener::bind(path).with_context(|| format!("bind {}", path.display()))?;
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))?;
+    Ok(listener)
+}
+
+/// Serves the socket until it is dropped.
+pub async fn serve(listener: UnixListener, registry: Registry, config: Value) {
+    let mut tasks = JoinSet::new();
+    loop {
+        if tasks.len() >= MAX_CONNECTIONS {
+            tasks.join_next().await;
+        }
+        let Ok((stream, _)) = listener.accept().await else {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+            continue;
+        };
+        let (registry, config) = (registry.clone(), config.clone());
+        tasks.spawn(async move {
+            let service = service_fn(move |request: Request<Incoming>| {
+                let response = answer(request.uri().path(), &registry, &config);
+                async move { Ok::<_, Infallible>(response) }
+            });
+            let connection = hyper::server::conn::http1::Builder::new()
+                .timer(TokioTimer::new())
+                .serve_connection(TokioIo::new(stream), service);
+            // A caller that is slow or breaks off is cut; it is on this machine and may call again.
+            let _ = tokio::time::timeout(WITHIN, connection).await;
+        });
+        while tasks.try_join_next().is_some() {}
+    }
+}
+
+fn answer(path: &str, registry: &Registry, config: &Value) -> Response<Full<Bytes>> {
+    let (code, text) = match path {
+        "/healthz" => (StatusCode::OK, "ok\n".to_owned()),
+        "/readyz" if registry.is_synced() => (StatusCode::OK, "ok\n".to_owned()),
+        "/readyz" => (
+            StatusCode::SERVICE_UNAVAILABLE,
+            "the API has not been listed yet\n".to_owned(),
+        ),
+        "/configz" => (StatusCode::OK, config.to_string()),
+        "/debug/nodes" => (StatusCode::OK, registry.summary().to_string()),
+        _ => (StatusCode::NOT_FOUND, format!("there is no {path}\n")),
+    };
+    let mut response = Response::new(Full::new(Bytes::from(text)));
+    *response.status_mut() = code;
+    response
+}

@@ -1,0 +1,238 @@
+//! Requests to the Kubernetes API as raw JSON, by the hub's own account or as a node.
+//!
+//! A node is impersonated by `Impersonate-User` alone (constrained impersonation, Kubernetes 1.36); the Node authorizer and
+//! NodeRestriction then judge the request as if the node had made it. Every call has a deadline and a byte budget.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures::stream::{BoxStream, StreamExt as _};
+use http::{Method, Request, StatusCode, header};
+use http_body_util::{BodyExt as _, Limited};
+use kube::client::Body;
+use serde_json::Value;
+
+/// A call that takes longer is given up.
+const DEADLINE: Duration = Duration::from_secs(10);
+/// The largest answer to a call, bytes: a page of 500 pods.
+const MAX_ANSWER: usize = 64 << 20;
+/// The largest event of a watch, bytes: an object has at most 3 MiB.
+const MAX_LINE: usize = 8 << 20;
+
+/// By whose right a request is made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum As<'a> {
+    /// The hub's own account.
+    Hub,
+    /// `system:node:NAME`.
+    Node(&'a str),
+}
+
+/// Body of a request.
+#[derive(Debug, Clone, Copy)]
+pub enum Send<'a> {
+    /// None.
+    Nothing,
+    /// An object.
+    Json(&'a Value),
+    /// A JSON merge patch.
+    Merge(&'a Value),
+    /// A strategic merge patch.
+    Strategic(&'a Value),
+}
+
+/// Why a request failed.
+#[derive(Debug, thiserror::Error)]
+pub enum ApiError {
+    /// The API answered with a Status.
+    #[error("{path}: {code} {reason}: {message}")]
+    Status {
+        /// What was asked.
+        path: String,
+        /// HTTP status.
+        code: u16,
+        /// Its reason.
+        reason: String,
+        /// Its message.
+        message: String,
+    },
+    /// The API could not be reached, or what it says is no JSON.
+    #[error("{path}")]
+    Transport {
+        /// What was asked.
+        path: String,
+        /// Why.
+        source: Box<dyn std::error::Error + std::marker::Send + Sync>,
+    },
+    /// No answer in time.
+    #[error("{path}: no answer within {DEADLINE:?}")]
+    Deadline {
+        /// What was asked.
+        path: String,
+    },
+}
+
+impl ApiError {
+    /// HTTP status, when the API answered.
+    pub fn code(&self) -> Option<u16> {
+        match self {
+            Self::Status { code, .. } => Some(*code),
+            _ => None,
+        }
+    }
+}
+
+/// The API.
+#[derive(Clone)]
+pub struct KubeApi {
+    client: kube::Client,
+}
+
+impl std::fmt::Debug for KubeApi {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("KubeApi").finish_non_exhaustive()
+    }
+}
+
+impl KubeApi {
+    /// Over this client.
+    pub fn new(client: kube::Client) -> Self {
+        Self { client }
+    }
+
+    /// The client, for what needs types.
+    pub fn client(&self) -> &kube::Client {
+        &self.client
+    }
+
+    /// One request and its whole answer.
+    ///
+    /// # Errors
+    /// What the API answers, or that it does not.
+    pub async fn call(&self, who: As<'_>, method: Method, path: &str, body: Send<'_>) -> Result<Value, ApiError> {
+        let answer = async {
+            let response = self.start(who, method, path, body).await?;
+            let limited = Limited::new(response.into_body(), MAX_ANSWER);
+            let bytes = limited.collect().await.map_err(|source| ApiError::Transport {
+                path: path.into(),
+                source,
+            })?;
+            serde_json::from_slice(&bytes.to_bytes()).map_err(|source| ApiError::Transport {
+                path: path.into(),
+                source: source.into(),
+            })
+        };
+        tokio::time::timeout(DEADLINE, answer)
+            .await
+            .map_err(|_| ApiError::Deadline { path: path.into() })?
+    }
+
+    /// GET.
+    ///
+    /// # Errors
+    /// As [`Self::call`].
+    pub async fn get(&self, who: As<'_>, path: &str) -> Result<Value, ApiError> {
+        self.call(who, Method::GET, path, Send::Nothing).await
+    }
+
+    /// Starts a watch: its events, one JSON each.
+    ///
+    /// # Errors
+    /// What the API answers instead of a stream.
+    pub async fn watch(
+        &self,
+        who: As<'_>,
+        path: &str,
+    ) -> Result<BoxStream<'static, Result<Value, ApiError>>, ApiError> {
+        let start = self.start(who, Method::GET, path, Send::Nothing);
+        let response = tokio::time::timeout(DEADLINE, start)
+            .await
+            .map_err(|_| ApiError::Deadline { path: path.into() })??;
+        Ok(lines(response.into_body(), path.to_owned()).boxed())
+    }
+
+    async fn start(
+        &self,
+        who: As<'_>,
+        method: Method,
+        path: &str,
+        body: Send<'_>,
+    ) -> Result<http::Response<Body>, ApiError> {
+        let transport = |source: Box<dyn std::error::Error + std::marker::Send + Sync>| ApiError::Transport {
+            path: path.to_owned(),
+            source,
+        };
+        let mut request = Request::builder()
+            .method(method)
+            .uri(path)
+            .header(header::ACCEPT, "application/json");
+        if let As::Node(node) = who {
+            request = request.header("Impersonate-User", format!("system:node:{node}"));
+        }
+        let (kind, content) = match body {
+            Send::Nothing => ("", Vec::new()),
+            Send::Json(value) => ("application/json", value.to_string().into_bytes()),
+            Send::Merge(value) => ("application/merge-patch+json", value.to_string().into_bytes()),
+            Send::Strategic(value) => ("application/strategic-merge-patch+json", value.to_string().into_bytes()),
+        };
+        if !kind.is_empty() {
+            request = request.header(header::CONTENT_TYPE, kind);
+        }
+        let request = request.body(Body::from(content)).map_err(|e| transport(e.into()))?;
+        let response = self.client.send(request).await.map_err(|e| transport(e.into()))?;
+        if response.status().is_success() {
+            return Ok(response);
+        }
+        Err(refusal(path, response.status(), response.into_body()).await)
+    }
+}
+
+async fn refusal(path: &str, code: StatusCode, body: Body) -> ApiError {
+    let bytes = Limited::new(body, 1 << 20)
+        .collect()
+        .await
+        .map(|b| b.to_bytes())
+        .unwrap_or_default();
+    let status: Value = serde_json::from_slice(&bytes).unwrap_or_default();
+    let text = |field: &str| status[field].as_str().map(str::to_owned);
+    ApiError::Status {
+        path: path.to_owned(),
+        code: code.as_u16(),
+        reason: text("reason").unwrap_or_default(),
+        message: text("message").unwrap_or_else(|| String::from_utf8_lossy(&bytes).chars().take(300).collect()),
+    }
+}
+
+/// Splits a watch's body into its events.
+fn lines(body: Body, path: String) -> impl futures::Stream<Item = Result<Value, ApiError>> {
+    let state = (body, Vec::<u8>::new(), path);
+    futures::stream::try_unfold(state, |(mut body, mut rest, path)| async move {
+        loop {
+            if let Some(end) = rest.iter().position(|b| *b == b'\n') {
+                let line: Vec<u8> = rest.drain(..=end).collect();
+                let fail = |source: serde_json::Error| ApiError::Transport {
+                    path: path.clone(),
+                    source: source.into(),
+                };
+                let event = serde_json::from_slice(&line).map_err(fail)?;
+                return Ok(Some((event, (body, rest, path))));
+            }
+            if rest.len() > MAX_LINE {
+                return Err(ApiError::Transport {
+                    path,
+                    source: "an event of a watch is too large".into(),
+                });
+            }
+            match body.frame().await {
+                Some(Ok(frame)) => rest.extend_from_slice(&frame.into_data().unwrap_or_else(|_| Bytes::new())),
+                Some(Err(source)) => {
+                    return Err(ApiError::Transport {
+                        path,
+                        source: source.into(),
+                    });
+                }
+                None => return Ok(None),
+            }
+        }
+    })
+}

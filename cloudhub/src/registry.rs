@@ -1,0 +1,538 @@
+//! What each node should hold, from watches on the Kubernetes API.
+//!
+//! - one watch each on Pods, Nodes and RuntimeClasses, by the hub's own account; pods of other nodes are dropped
+//! - Secrets and ConfigMaps that an edge's pods name: one watch each by name, *as the node*
+//! - [`Registry::view`]: per node the whole of what it should hold, published when it is complete
+//! - what the API says of pods' and nodes' status, for the writer ([`Registry::pod`], [`Registry::node`])
+//!
+//! State: [`State`] behind one lock, never held over an await. A watch that breaks lists again; until then views stand.
+
+pub mod list_watch;
+pub mod references;
+pub mod view;
+
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use serde_json::Value;
+use tokio::sync::{Notify, watch};
+use tokio::task::{AbortHandle, JoinSet};
+
+use crate::kube_api::{As, KubeApi};
+use list_watch::{Change, Target, version};
+use view::{ApiIdentity, Desired, Kind, NodeView, ObjectKey};
+
+/// Label of the nodes that Kedge serves.
+pub const EDGE_LABEL: &str = "kedge.dev/edge";
+
+/// A pod as the API has it.
+#[derive(Debug, Clone)]
+pub struct Pod {
+    /// metadata.uid.
+    pub uid: String,
+    /// metadata.resourceVersion.
+    pub version: u64,
+    /// The node that it is bound to.
+    pub node: String,
+    /// metadata, spec and status.
+    pub object: Arc<Value>,
+    desired: Arc<Desired>,
+    references: BTreeSet<ObjectKey>,
+}
+
+/// A node as the API has it.
+#[derive(Debug, Clone)]
+pub struct Node {
+    /// metadata.resourceVersion.
+    pub version: u64,
+    /// The object.
+    pub object: Arc<Value>,
+    desired: Arc<Desired>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    identity: Option<ApiIdentity>,
+    era: u64,
+    pods: BTreeMap<(String, String), Pod>,
+    nodes: BTreeMap<String, Node>,
+    classes: BTreeMap<String, Arc<Desired>>,
+    marks: BTreeMap<Kind, u64>,
+    /// By node: what was read by name; `None` = it is not there.
+    named: HashMap<String, BTreeMap<ObjectKey, Option<Arc<Desired>>>>,
+    /// Nodes whose pods are kept.
+    served: HashSet<String>,
+    views: HashMap<String, watch::Sender<Arc<NodeView>>>,
+}
+
+/// The registry; clones share it.
+#[derive(Debug, Clone)]
+pub struct Registry {
+    api: KubeApi,
+    state: Arc<Mutex<State>>,
+    /// Something changed: for the by-name watches and the writer.
+    changed: watch::Sender<u64>,
+    /// A node became served: its pods were dropped so far.
+    list_pods: Arc<Notify>,
+}
+
+impl Registry {
+    /// A registry that knows nothing yet; [`Self::run`] fills it.
+    pub fn new(api: KubeApi) -> Self {
+        Self {
+            api,
+            state: Arc::default(),
+            changed: watch::Sender::new(0),
+            list_pods: Arc::new(Notify::new()),
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Changes whenever anything does; read what you need after it.
+    pub fn changed(&self) -> watch::Receiver<u64> {
+        self.changed.subscribe()
+    }
+
+    /// Whether all kinds are listed and the API is identified.
+    pub fn is_synced(&self) -> bool {
+        let state = self.lock();
+        state.identity.is_some()
+            && [Kind::Pod, Kind::Node, Kind::RuntimeClass]
+                .iter()
+                .all(|k| state.marks.contains_key(k))
+    }
+
+    /// What `node` should hold; an incomplete view (`synced` false) until it is known.
+    pub fn view(&self, node: &str) -> watch::Receiver<Arc<NodeView>> {
+        let mut state = self.lock();
+        let fresh = state.served.insert(node.to_owned());
+        let receiver = state
+            .views
+            .entry(node.to_owned())
+            .or_insert_with(|| watch::Sender::new(Arc::default()))
+            .subscribe();
+        state.publish(node);
+        drop(state);
+        if fresh {
+            self.list_pods.notify_one();
+        }
+        self.changed.send_modify(|n| *n += 1);
+        receiver
+    }
+
+    /// A pod that is bound to a served node.
+    pub fn pod(&self, namespace: &str, name: &str) -> Option<Pod> {
+        self.lock().pods.get(&(namespace.to_owned(), name.to_owned())).cloned()
+    }
+
+    /// All pods of served nodes.
+    pub fn pods(&self) -> Vec<Pod> {
+        self.lock().pods.values().cloned().collect()
+    }
+
+    /// A node.
+    pub fn node(&self, name: &str) -> Option<Node> {
+        self.lock().nodes.get(name).cloned()
+    }
+
+    /// How many pods and objects each served node has, for people.
+    pub fn summary(&self) -> Value {
+        let state = self.lock();
+        let mut nodes = serde_json::Map::new();
+        for node in &state.served {
+            let pods = state.pods.values().filter(|pod| pod.node == *node).count();
+            let view = state.views.get(node).map(|sender| sender.borrow().clone());
+            let objects = view.as_ref().map_or(0, |view| view.objects.len());
+            let complete = view.is_some_and(|view| view.synced);
+            nodes.insert(
+                node.clone(),
+                serde_json::json!({"pods": pods, "objects": objects, "complete": complete}),
+            );
+        }
+        Value::Object(nodes)
+    }
+
+    /// Runs the watches until it is dropped.
+    pub async fn run(self) {
+        self.identify().await;
+        tokio::join!(
+            self.watch_kind(Kind::Node, "/api/v1/nodes"),
+            self.watch_kind(Kind::RuntimeClass, "/apis/node.k8s.io/v1/runtimeclasses"),
+            self.watch_pods(),
+            self.watch_named(),
+        );
+    }
+
+    /// Learns which API this is: the uid of namespace kube-system.
+    async fn identify(&self) {
+        loop {
+            match self.api.get(As::Hub, "/api/v1/namespaces/kube-system").await {
+                Ok(namespace) => {
+                    let uid = namespace["metadata"]["uid"].as_str().unwrap_or_default().to_owned();
+                    self.lock().identity = Some(ApiIdentity(uid));
+                    return;
+                }
+                Err(error) => tracing::warn!(%error, "cannot read namespace kube-system; trying again"),
+            }
+            tokio::time::sleep(Duration::from_secs(1)).await;
+        }
+    }
+
+    async fn watch_kind(&self, kind: Kind, path: &str) {
+        let target = Target {
+            path: path.to_owned(),
+            fields: String::new(),
+            node: None,
+        };
+        list_watch::run(&self.api, &target, |change| self.take(kind, change)).await;
+    }
+
+    /// Lists pods again when a node becomes served.
+    async fn watch_pods(&self) {
+        let target = Target {
+            path: "/api/v1/pods".into(),
+            fields: "spec.nodeName!=".into(),
+            node: None,
+        };
+        loop {
+            tokio::select! {
+                biased;
+                () = self.list_pods.notified() => {}
+                () = list_watch::run(&self.api, &target, |change| self.take(Kind::Pod, change)) => {}
+            }
+        }
+    }
+
+    fn take(&self, kind: Kind, change: Change) {
+        let mut state = self.lock();
+        let served_before = state.served.len();
+        let dirty = match change {
+            Change::List(items, rv) => state.replace(kind, items, rv),
+            Change::Apply(object) => {
+                let rv = version(&object);
+                let dirty = state.apply(kind, object);
+                state.mark(kind, rv);
+                dirty
+            }
+            Change::Delete(object) => {
+                let dirty = state.delete(kind, &object);
+                state.mark(kind, version(&object));
+                dirty
+            }
+            Change::Bookmark(rv) => {
+                state.mark(kind, rv);
+                state.served.iter().cloned().collect()
+            }
+            Change::Refused(code) => {
+                tracing::warn!(%kind, code, "the API refuses the list");
+                BTreeSet::new()
+            }
+        };
+        let more_served = state.served.len() > served_before;
+        for node in &dirty {
+            state.publish(node);
+        }
+        drop(state);
+        if more_served {
+            self.list_pods.notify_one();
+        }
+        self.changed.send_modify(|n| *n += 1);
+    }
+
+    /// Keeps one watch by name for each Secret and ConfigMap that a served node's pods name.
+    async fn watch_named(&self) {
+        let mut changed = self.changed.subscribe();
+        let mut tasks = JoinSet::new();
+        let mut running: HashMap<(String, ObjectKey), AbortHandle> = HashMap::new();
+        loop {
+            let needed = self.lock().needed();
+            running.retain(|key, task| {
+                let keep = needed.contains(key);
+                if !keep {
+                    task.abort();
+                    self.forget(&key.0, &key.1);
+                }
+                keep
+            });
+            for key in needed {
+                running
+                    .entry(key.clone())
+                    .or_insert_with(|| tasks.spawn(self.clone().watch_one(key.0, key.1)));
+            }
+            while tasks.try_join_next().is_some() {}
+            if changed.changed().await.is_err() {
+                return;
+            }
+        }
+    }
+
+    async fn watch_one(self, node: String, key: ObjectKey) {
+        let plural = if key.kind == Kind::Secret {
+            "secrets"
+        } else {
+            "configmaps"
+        };
+        let target = Target {
+            path: format!("/api/v1/namespaces/{}/{plural}", key.namespace),
+            fields: format!("metadata.name={}", key.name),
+            node: Some(node.clone()),
+        };
+        list_watch::run(&self.api, &target, |change| {
+            let found = match change {
+                Change::List(items, _) => items.into_iter().next(),
+                Change::Apply(object) => Some(object),
+                Change::Delete(_) => None,
+                // The node authorizer may not have seen the pod yet; what was known stands, what was not is waited for.
+                Change::Bookmark(_) | Change::Refused(_) => return,
+            };
+            let found = found.map(|object| Arc::new(desired(key.kind, &object)));
+            let mut state = self.lock();
+            state.named.entry(node.clone()).or_default().insert(key.clone(), found);
+            state.publish(&node);
+        })
+        .await;
+    }
+
+    fn forget(&self, node: &str, key: &ObjectKey) {
+        let mut state = self.lock();
+        if let Some(named) = state.named.get_mut(node) {
+            named.remove(key);
+        }
+        state.publish(node);
+    }
+}
+
+impl State {
+    /// All of a kind anew; returns the nodes whose view may differ.
+    fn replace(&mut self, kind: Kind, items: Vec<Value>, rv: u64) -> BTreeSet<String> {
+        if self.marks.get(&kind).is_some_and(|have| rv < *have) {
+            // The API went back in time: an older backup was restored. The edges judge that.
+            self.era += 1;
+            self.marks.clear();
+        }
+        match kind {
+            Kind::Pod => self.pods.clear(),
+            Kind::Node => self.nodes.clear(),
+            _ => self.classes.clear(),
+        }
+        for item in items {
+            self.apply(kind, item);
+        }
+        self.marks.insert(kind, rv);
+        self.served.iter().cloned().collect()
+    }
+
+    fn mark(&mut self, kind: Kind, rv: u64) {
+        let mark = self.marks.entry(kind).or_default();
+        *mark = rv.max(*mark);
+    }
+
+    fn apply(&mut self, kind: Kind, object: Value) -> BTreeSet<String> {
+        let text = |field: &str| object["metadata"][field].as_str().unwrap_or_default().to_owned();
+        let (name, namespace) = (text("name"), text("namespace"));
+        match kind {
+            Kind::Pod => {
+                let node = object["spec"]["nodeName"].as_str().unwrap_or_default().to_owned();
+                if !self.served.contains(&node) {
+                    return BTreeSet::new();
+                }
+                let pod = Pod {
+                    uid: text("uid"),
+                    version: version(&object),
+                    node: node.clone(),
+                    references: references::of_pod(&object),
+                    desired: Arc::new(desired(kind, &object)),
+                    object: Arc::new(object),
+                };
+                self.pods.insert((namespace, name), pod);
+                BTreeSet::from([node])
+            }
+            Kind::Node => {
+                if object["metadata"]["labels"][EDGE_LABEL] == "true" {
+                    self.served.insert(name.clone());
+                }
+                let node = Node {
+                    version: version(&object),
+                    desired: Arc::new(desired(kind, &object)),
+                    object: Arc::new(object),
+                };
+                self.nodes.insert(name.clone(), node);
+                BTreeSet::from([name])
+            }
+            _ => {
+                self.classes.insert(name, Arc::new(desired(kind, &object)));
+                self.served.iter().cloned().collect()
+            }
+        }
+    }
+
+    fn delete(&mut self, kind: Kind, object: &Value) -> BTreeSet<String> {
+        let text = |field: &str| object["metadata"][field].as_str().unwrap_or_default().to_owned();
+        match kind {
+            Kind::Pod => {
+                let gone = self.pods.remove(&(text("namespace"), text("name")));
+                gone.map(|pod| pod.node).into_iter().collect()
+            }
+            Kind::Node => {
+                self.nodes.remove(&text("name"));
+                BTreeSet::from([text("name")])
+            }
+            _ => {
+                self.classes.remove(&text("name"));
+                self.served.iter().cloned().collect()
+            }
+        }
+    }
+
+    fn needed(&self) -> BTreeSet<(String, ObjectKey)> {
+        let named = |key: &ObjectKey| !key.kind.has_mark();
+        let pods = self.pods.values();
+        pods.flat_map(|pod| {
+            pod.references
+                .iter()
+                .filter(|k| named(k))
+                .map(|k| (pod.node.clone(), k.clone()))
+        })
+        .collect()
+    }
+
+    /// Publishes the node's view if it is complete and differs from the last one.
+    fn publish(&self, node: &str) {
+        let Some(sender) = self.views.get(node) else { return };
+        let Some(view) = self.assemble(node) else { return };
+        sender.send_if_modified(|current| {
+            let differs = **current != view;
+            if differs {
+                *current = Arc::new(view);
+            }
+            differs
+        });
+    }
+
+    fn assemble(&self, node: &str) -> Option<NodeView> {
+        let listed = [Kind::Pod, Kind::Node, Kind::RuntimeClass]
+            .iter()
+            .all(|kind| self.marks.contains_key(kind));
+        if !listed || self.identity.is_none() {
+            return None;
+        }
+        let mut objects = BTreeMap::new();
+        let mut add = |desired: &Arc<Desired>| objects.insert(desired.key.clone(), desired.clone());
+        if let Some(own) = self.nodes.get(node) {
+            add(&own.desired);
+        }
+        let named = self.named.get(node);
+        for pod in self.pods.values().filter(|pod| pod.node == node) {
+            add(&pod.desired);
+            for key in &pod.references {
+                if key.kind == Kind::RuntimeClass {
+                    self.classes.get(&key.name).map(&mut add);
+                } else if let Some(found) = named.and_then(|n| n.get(key))? {
+                    add(found);
+                }
+            }
+        }
+        Some(NodeView {
+            identity: self.identity.clone(),
+            synced: true,
+            era: self.era,
+            marks: self.marks.clone(),
+            objects: Arc::new(objects),
+        })
+    }
+}
+
+/// An object as it goes down: without status, managedFields and resourceVersion.
+fn desired(kind: Kind, object: &Value) -> Desired {
+    let mut object = object.clone();
+    let resource_version = version(&object);
+    let text = |field: &str| object["metadata"][field].as_str().unwrap_or_default().to_owned();
+    let (uid, namespace, name) = (text("uid"), text("namespace"), text("name"));
+    if let Some(fields) = object.as_object_mut() {
+        fields.shift_remove("status");
+        // Items of a list carry neither; watch events do.
+        fields.shift_remove("kind");
+        fields.shift_remove("apiVersion");
+    }
+    if let Some(metadata) = object["metadata"].as_object_mut() {
+        metadata.shift_remove("managedFields");
+        metadata.shift_remove("resourceVersion");
+    }
+    let bytes = bytes::Bytes::from(object.to_string());
+    Desired {
+        key: ObjectKey { kind, namespace, name },
+        uid,
+        version: relay::object_version(&bytes),
+        resource_version,
+        bytes,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn pod(name: &str, node: &str, rv: u64) -> Value {
+        json!({"metadata": {"name": name, "namespace": "default", "uid": format!("u-{name}"), "resourceVersion": rv.to_string()},
+               "spec": {"nodeName": node, "volumes": [{"name": "v", "configMap": {"name": "c"}}]}, "status": {"phase": "Pending"}})
+    }
+
+    fn state() -> State {
+        let mut state = State {
+            identity: Some(ApiIdentity("a".into())),
+            ..State::default()
+        };
+        state.served.insert("n".into());
+        for kind in [Kind::Node, Kind::RuntimeClass] {
+            state.replace(kind, Vec::new(), 1);
+        }
+        state
+    }
+
+    #[test]
+    fn a_status_write_does_not_change_what_goes_down() {
+        let mut changed = pod("a", "n", 9);
+        changed["status"]["phase"] = "Running".into();
+        changed["kind"] = "Pod".into();
+        assert_eq!(
+            desired(Kind::Pod, &pod("a", "n", 1)).version,
+            desired(Kind::Pod, &changed).version
+        );
+    }
+
+    #[test]
+    fn a_view_waits_for_what_its_pods_name_and_pods_of_others_are_dropped() {
+        let mut state = state();
+        state.replace(Kind::Pod, vec![pod("a", "n", 2), pod("b", "other", 2)], 2);
+        assert!(state.assemble("n").is_none());
+        let key = ObjectKey {
+            kind: Kind::ConfigMap,
+            namespace: "default".into(),
+            name: "c".into(),
+        };
+        assert_eq!(state.needed(), BTreeSet::from([("n".to_owned(), key.clone())]));
+        state.named.entry("n".into()).or_default().insert(key, None);
+        let view = state.assemble("n").unwrap();
+        assert_eq!(
+            view.objects.keys().map(ToString::to_string).collect::<Vec<_>>(),
+            ["Pod/default/a"]
+        );
+        assert_eq!(state.pods.len(), 1);
+    }
+
+    #[test]
+    fn a_list_that_is_older_starts_a_new_era() {
+        let mut state = state();
+        state.replace(Kind::Pod, Vec::new(), 10);
+        state.replace(Kind::Pod, Vec::new(), 12);
+        assert_eq!(state.era, 0);
+        state.replace(Kind::Pod, Vec::new(), 5);
+        assert_eq!(state.era, 1);
+        assert!(state.assemble("n").is_none(), "the other kinds are listed anew first");
+    }
+}

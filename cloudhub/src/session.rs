@@ -1,0 +1,404 @@
+//! The hub's end of a node's session: one task each.
+//!
+//! - registry's view of the node → [`relay::Source`] → [`relay::Link`] → tunnel → edge
+//! - edge → tunnel → [`relay::Link`] → [`Reports`]; what must not be lost is acknowledged when the API has it
+//! - streams that the edge opens → [`crate::node_api`]
+//!
+//! State: [`Task`], owned by the task; it ends with its tunnel session and then says so to [`Reports`]. A report that
+//! cannot be written is tried again in order; later ones of its class wait.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use relay::{Event, Faults, Item, Link, Source, SourceObject, SourceView};
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tokio::time::Instant;
+use tunnel::{CloseReason, Session};
+use wire::proto::{Adopt, Down, down, up};
+use wire::{ClassId, Now, Priority};
+
+use crate::registry::Registry;
+use crate::registry::view::NodeView;
+use crate::reports::{Departure, PodRef, Reports, SessionInfo};
+
+/// Marks alone are sent this often: they keep a later hub from believing an older backup, and cost bytes.
+const MARKS: Duration = Duration::from_secs(300);
+/// A report that the API did not take is tried again after this.
+const RETRY: Duration = Duration::from_secs(1);
+/// Annotation of a Node by which `kedge adopt` says which API is the truth.
+pub const ADOPT_ANNOTATION: &str = "kedge.dev/adopt";
+
+/// What a session needs of the hub.
+#[derive(Clone)]
+pub struct Deps {
+    /// What nodes should hold.
+    pub registry: Registry,
+    /// Takes what they report.
+    pub reports: Arc<dyn Reports>,
+    /// Answers the streams that they open.
+    pub node_api: crate::node_api::NodeApi,
+}
+
+impl std::fmt::Debug for Deps {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Deps").finish_non_exhaustive()
+    }
+}
+
+/// Accepts sessions until the tunnel is shut down.
+pub async fn accept(hub: Arc<tunnel::Hub>, deps: Deps) {
+    let mut tasks = JoinSet::new();
+    while let Some(session) = hub.accept().await {
+        tasks.spawn(run(session, deps.clone()));
+        while tasks.try_join_next().is_some() {}
+    }
+}
+
+async fn run(session: Session, deps: Deps) {
+    let peer = session.peer().clone();
+    let info = SessionInfo {
+        incarnation: peer.incarnation,
+        epoch: peer.epoch,
+        boot_id: peer.boot_id.clone(),
+        remote: Some(peer.remote),
+    };
+    tracing::info!(node = peer.node, epoch = peer.epoch, remote = %peer.remote, "session up");
+    deps.reports.session_up(&peer.node, info.clone()).await;
+    let view = deps.registry.view(&peer.node);
+    let mut task = Task {
+        node: peer.node.clone(),
+        link: Link::new(Faults::default()),
+        source: None,
+        waiting_hello: None,
+        marks_at: Instant::now(),
+        reports: deps.reports.clone(),
+        pending: VecDeque::new(),
+        retry_at: None,
+        adopted: String::new(),
+        suspect: false,
+    };
+    let reason = tokio::select! {
+        reason = task.drive(&session, view) => reason,
+        reason = streams(&session, &deps) => reason,
+    };
+    tracing::info!(node = peer.node, epoch = peer.epoch, %reason, "session over");
+    let why = match reason {
+        CloseReason::PeerGoodbye { text } => Departure::AgentStopped { text },
+        CloseReason::Replaced => Departure::Replaced,
+        CloseReason::Revoked | CloseReason::Refused { .. } => Departure::Revoked,
+        CloseReason::Local => Departure::HubStopping,
+        CloseReason::LinkLost => Departure::LinkLost,
+    };
+    deps.reports
+        .session_down(&peer.node, &info, why, SystemTime::now())
+        .await;
+}
+
+/// Serves the streams that the edge opens.
+async fn streams(session: &Session, deps: &Deps) -> CloseReason {
+    let mut tasks = JoinSet::new();
+    loop {
+        match session.accept_stream().await {
+            Ok(stream) => {
+                tasks.spawn(deps.node_api.clone().serve(session.peer().node.clone(), stream));
+                while tasks.try_join_next().is_some() {}
+            }
+            Err(closed) => return closed.reason,
+        }
+    }
+}
+
+/// A report that must not be lost.
+#[derive(Debug)]
+struct Pending {
+    class: ClassId,
+    seq: u64,
+    body: up::Body,
+}
+
+struct Task {
+    node: String,
+    link: Link,
+    source: Option<Source>,
+    /// A Hello that came before the view was complete.
+    waiting_hello: Option<wire::proto::Hello>,
+    marks_at: Instant,
+    reports: Arc<dyn Reports>,
+    pending: VecDeque<Pending>,
+    retry_at: Option<Instant>,
+    /// The identity that a person adopted and that was sent.
+    adopted: String,
+    suspect: bool,
+}
+
+impl Task {
+    async fn drive(&mut self, session: &Session, mut view: watch::Receiver<Arc<NodeView>>) -> CloseReason {
+        let mut current = view.borrow_and_update().clone();
+        loop {
+            self.take_view(&current);
+            self.handle_events(&current).await;
+            self.write_pending().await;
+            self.fill();
+            if let Some(closed) = self.transmit(session).await {
+                return closed;
+            }
+            let timeout = self.next_timeout();
+            tokio::select! {
+                biased;
+                message = session.recv() => match message {
+                    Ok(message) => {
+                        if let Err(error) = self.link.handle_message(now(), message) {
+                            tracing::warn!(node = self.node, %error, "a message makes no sense");
+                            let text = format!("a message makes no sense: {error}");
+                            session.close(CloseReason::PeerGoodbye { text });
+                        }
+                    }
+                    Err(closed) => return closed.reason,
+                },
+                changed = view.changed() => {
+                    if changed.is_err() {
+                        return CloseReason::Local;
+                    }
+                    current = view.borrow_and_update().clone();
+                }
+                () = tokio::time::sleep_until(timeout) => {}
+            }
+        }
+    }
+
+    fn next_timeout(&self) -> Instant {
+        let later = Instant::now() + Duration::from_secs(60);
+        let link = self
+            .link
+            .poll_timeout()
+            .map(|at| Instant::now() + at.saturating_sub(now().boottime));
+        link.into_iter().chain(self.retry_at).fold(later, Instant::min)
+    }
+
+    /// Takes a new view; alone-standing marks wait.
+    fn take_view(&mut self, view: &NodeView) {
+        if !view.synced {
+            return;
+        }
+        if let Some(hello) = self.waiting_hello.take() {
+            self.source = Some(Source::new(&hello, source_view(view)));
+        } else if let Some(source) = &mut self.source {
+            let marks_due = self.marks_at.elapsed() > MARKS;
+            if source.set_view(source_view(view), marks_due) && marks_due {
+                self.marks_at = Instant::now();
+            }
+        }
+        self.adopt(view);
+    }
+
+    /// Passes on what a person decided.
+    fn adopt(&mut self, view: &NodeView) {
+        let Some(identity) = view.identity.as_ref().map(|i| i.0.clone()) else {
+            return;
+        };
+        if !self.suspect || self.adopted == identity || adopted_identity(view, &self.node) != Some(identity.clone()) {
+            return;
+        }
+        let down = Down {
+            body: Some(down::Body::Adopt(Adopt {
+                identity: identity.clone(),
+            })),
+        };
+        if self
+            .link
+            .send(now(), Item::new(ClassId::CONTROL, wire::encode(&down)))
+            .is_ok()
+        {
+            tracing::info!(node = self.node, identity, "adopted by a person");
+            self.adopted = identity;
+        }
+    }
+
+    async fn handle_events(&mut self, view: &NodeView) {
+        while let Some(event) = self.link.poll_event() {
+            let Event::Received {
+                class, seq, payload, ..
+            } = event
+            else {
+                continue;
+            };
+            match wire::decode_up(payload) {
+                Ok(Some(body)) => self.receive(class, seq, (body, view)).await,
+                Ok(None) => self.link.commit(class, seq),
+                Err(error) => {
+                    tracing::warn!(node = self.node, %error, "a report makes no sense; it is dropped");
+                    self.link.commit(class, seq);
+                }
+            }
+        }
+    }
+
+    async fn receive(&mut self, class: ClassId, seq: u64, (body, view): (up::Body, &NodeView)) {
+        match body {
+            up::Body::Hello(hello) => {
+                self.suspect = false;
+                self.source = None;
+                self.waiting_hello = Some(hello);
+                self.take_view(view);
+            }
+            up::Body::Suspect(suspect) => {
+                tracing::warn!(
+                    node = self.node,
+                    reason = suspect.reason,
+                    "the node does not believe this hub's state"
+                );
+                self.suspect = true;
+                self.adopt(view);
+            }
+            up::Body::Status(status) => {
+                let key = status.key.unwrap_or_default();
+                if key.kind == "Node" {
+                    self.reports.node_status(&self.node, status.object).await;
+                } else {
+                    let pod = PodRef {
+                        namespace: key.namespace,
+                        name: key.name,
+                        uid: status.uid,
+                    };
+                    self.reports.pod_status(&self.node, pod, status.object).await;
+                }
+                self.link.commit(class, seq);
+            }
+            body => self.pending.push_back(Pending { class, seq, body }),
+        }
+    }
+
+    /// Writes what must not be lost; the first failure makes the rest wait.
+    async fn write_pending(&mut self) {
+        if self.retry_at.is_some_and(|at| at > Instant::now()) {
+            return;
+        }
+        self.retry_at = None;
+        while let Some(Pending { class, seq, body }) = self.pending.front() {
+            let done = match body {
+                up::Body::Gone(gone) => {
+                    let key = gone.key.clone().unwrap_or_default();
+                    let pod = PodRef {
+                        namespace: key.namespace,
+                        name: key.name,
+                        uid: gone.uid.clone(),
+                    };
+                    self.reports.pod_gone(&self.node, pod).await
+                }
+                up::Body::Event(event) => self.reports.event(&self.node, event.object.clone()).await,
+                _ => Ok(()),
+            };
+            if let Err(error) = done {
+                tracing::warn!(node = self.node, %error, "a report could not be written; trying again");
+                self.retry_at = Some(Instant::now() + RETRY);
+                return;
+            }
+            self.link.commit(*class, *seq);
+            self.pending.pop_front();
+        }
+    }
+
+    /// Gives the link as much of the desired state as it has room for.
+    fn fill(&mut self) {
+        let Some(source) = &mut self.source else { return };
+        while self.link.has_room(ClassId::DESIRED) {
+            let Some((key, down)) = source.poll() else { return };
+            let item = Item {
+                key,
+                ..Item::new(ClassId::DESIRED, wire::encode(&down))
+            };
+            if let Err(error) = self.link.send(now(), item) {
+                tracing::error!(node = self.node, %error, "an object cannot be sent");
+            }
+        }
+    }
+
+    async fn transmit(&mut self, session: &Session) -> Option<CloseReason> {
+        send_all(&mut self.link, session).await
+    }
+}
+
+/// Moves what the link has to send into the session; waits where it is busy.
+async fn send_all(link: &mut Link, session: &Session) -> Option<CloseReason> {
+    while let Some(transmit) = link.poll_transmit(now()) {
+        for _ in 0..transmit.copies {
+            loop {
+                match session.send(priority(transmit.priority), transmit.message.clone()) {
+                    Ok(()) => break,
+                    Err(tunnel::SendError::Busy) => session.ready().await,
+                    Err(tunnel::SendError::Closed(closed)) => return Some(closed.reason),
+                    Err(error) => {
+                        tracing::error!(%error, "a relay message is too large for the tunnel");
+                        break;
+                    }
+                }
+            }
+        }
+    }
+    None
+}
+
+fn priority(priority: Priority) -> tunnel::Priority {
+    match priority {
+        Priority::Urgent => tunnel::Priority::Urgent,
+        Priority::Interactive => tunnel::Priority::Interactive,
+        Priority::Normal => tunnel::Priority::Normal,
+        Priority::Bulk => tunnel::Priority::Bulk,
+    }
+}
+
+fn source_view(view: &NodeView) -> SourceView {
+    let marks = view.marks.iter().map(|(kind, rv)| (kind.to_string(), *rv)).collect();
+    let objects: BTreeMap<_, _> = view
+        .objects
+        .values()
+        .map(|desired| {
+            let key = (
+                desired.key.kind.to_string(),
+                desired.key.namespace.clone(),
+                desired.key.name.clone(),
+            );
+            let object = SourceObject {
+                uid: desired.uid.clone(),
+                version: desired.version,
+                bytes: desired.bytes.clone(),
+            };
+            (key, Arc::new(object))
+        })
+        .collect();
+    let identity = view.identity.as_ref().map(|i| i.0.clone()).unwrap_or_default();
+    SourceView {
+        identity,
+        marks,
+        objects,
+    }
+}
+
+/// The identity in the Node's adopt annotation.
+fn adopted_identity(view: &NodeView, node: &str) -> Option<String> {
+    let own = view
+        .objects
+        .values()
+        .find(|d| d.key.kind.as_str() == "Node" && d.key.name == node)?;
+    let object: serde_json::Value = serde_json::from_slice(&own.bytes).ok()?;
+    object["metadata"]["annotations"][ADOPT_ANNOTATION]
+        .as_str()
+        .map(str::to_owned)
+}
+
+/// CLOCK_BOOTTIME and wall clock of the hub.
+fn now() -> Now {
+    let boottime = nix::time::clock_gettime(nix::time::ClockId::CLOCK_BOOTTIME)
+        .map(Duration::from)
+        .unwrap_or_default();
+    let wall = SystemTime::now()
+        .duration_since(SystemTime::UNIX_EPOCH)
+        .unwrap_or_default();
+    Now {
+        boottime,
+        wall,
+        wall_trusted: true,
+    }
+}

@@ -1,0 +1,245 @@
+//! Writes to the Kubernetes API what edges report, as those nodes.
+//!
+//! - [`Writer`] implements [`Reports`]: it keeps what each live session last reported and wakes that node's task
+//! - a node's task ([`node`]) compares the reports with what the registry says the API has, and writes where they differ:
+//!   a status change and its repair after an absence are one path. It renews the node's lease too
+//! - one task for the fleet ([`fleet`]): nodes that joined and are missing, tolerations of newly bound pods
+//!
+//! State: [`Live`] per node with a session, behind one lock. A write that fails is tried again with the next wake-up, at
+//! the latest after [`node::RETRY`].
+
+pub mod diff;
+pub mod fleet;
+pub mod node;
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::SystemTime;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use http::Method;
+use serde_json::{Value, json};
+use tokio::sync::{Notify, mpsc};
+use tokio::task::JoinSet;
+
+use crate::identity::Identity;
+use crate::kube_api::{ApiError, As, KubeApi, Send};
+use crate::registry::Registry;
+use crate::reports::{Departure, PodRef, ReportError, Reports, SessionInfo};
+
+/// Sessions that wait for their task; each takes one place.
+const STARTS: usize = 1024;
+
+/// Where a node's kubelet API is served by this hub.
+#[async_trait]
+pub trait KubeletAddress: std::marker::Send + Sync {
+    /// Address and port for `node`; made on the first call.
+    async fn of(&self, node: &str) -> Option<(String, u16)>;
+}
+
+/// What a live session has reported.
+#[derive(Debug)]
+struct Live {
+    info: SessionInfo,
+    node: Option<Value>,
+    pods: BTreeMap<PodRef, Value>,
+    wake: Arc<Notify>,
+}
+
+/// The writer; clones share it.
+#[derive(Clone)]
+pub struct Writer {
+    api: KubeApi,
+    registry: Registry,
+    identity: Arc<Identity>,
+    kubelet: Arc<dyn KubeletAddress>,
+    live: Arc<Mutex<HashMap<String, Live>>>,
+    starts: mpsc::Sender<(String, u64)>,
+    started: Arc<tokio::sync::Mutex<mpsc::Receiver<(String, u64)>>>,
+}
+
+impl std::fmt::Debug for Writer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Writer").finish_non_exhaustive()
+    }
+}
+
+impl Writer {
+    /// A writer; [`Self::run`] does the work.
+    pub fn new(api: KubeApi, registry: Registry, identity: Arc<Identity>, kubelet: Arc<dyn KubeletAddress>) -> Self {
+        let (starts, started) = mpsc::channel(STARTS);
+        let started = Arc::new(tokio::sync::Mutex::new(started));
+        Self {
+            api,
+            registry,
+            identity,
+            kubelet,
+            live: Arc::default(),
+            starts,
+            started,
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<String, Live>> {
+        self.live.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Runs the tasks until it is dropped.
+    pub async fn run(self) {
+        let mut tasks = JoinSet::new();
+        tasks.spawn(fleet::run(self.clone()));
+        let mut started = self.started.lock().await;
+        while let Some((node, epoch)) = started.recv().await {
+            tasks.spawn(node::run(self.clone(), node, epoch));
+            while tasks.try_join_next().is_some() {}
+        }
+    }
+
+    fn with_live(&self, node: &str, change: impl FnOnce(&mut Live)) {
+        if let Some(live) = self.lock().get_mut(node) {
+            change(live);
+            live.wake.notify_one();
+        }
+    }
+
+    /// A token for a pod's service account, asked for as the node (TokenRequest).
+    ///
+    /// # Errors
+    /// What the API answers.
+    pub async fn token(&self, node: &str, account: (&str, &str), request: &Value) -> Result<Value, ApiError> {
+        let path = format!("/api/v1/namespaces/{}/serviceaccounts/{}/token", account.0, account.1);
+        self.api
+            .call(As::Node(node), Method::POST, &path, Send::Json(request))
+            .await
+    }
+
+    fn failed(operation: &'static str, node: &str, source: ApiError) -> ReportError {
+        ReportError {
+            operation,
+            node: node.to_owned(),
+            source: Box::new(source),
+        }
+    }
+}
+
+/// RFC 3339 with seconds, as Kubernetes' `Time`.
+pub(crate) fn timestamp(at: SystemTime) -> String {
+    let format = time::macros::format_description!("[year]-[month]-[day]T[hour]:[minute]:[second]Z");
+    time::OffsetDateTime::from(at).format(format).unwrap_or_default()
+}
+
+/// RFC 3339 with microseconds, as Kubernetes' `MicroTime`.
+pub(crate) fn micro_timestamp(at: SystemTime) -> String {
+    let format =
+        time::macros::format_description!("[year]-[month]-[day]T[hour]:[minute]:[second].[subsecond digits:6]Z");
+    time::OffsetDateTime::from(at).format(format).unwrap_or_default()
+}
+
+#[async_trait]
+impl Reports for Writer {
+    async fn pod_status(&self, node: &str, pod: PodRef, status: Bytes) {
+        match serde_json::from_slice::<Value>(&status) {
+            Ok(mut report) => self.with_live(node, |live| {
+                live.pods.insert(pod, report["status"].take());
+            }),
+            Err(error) => tracing::warn!(node, pod = pod.name, %error, "a pod status is no JSON"),
+        }
+    }
+
+    async fn node_status(&self, node: &str, status: Bytes) {
+        match serde_json::from_slice::<Value>(&status) {
+            Ok(report) => self.with_live(node, |live| live.node = Some(report)),
+            Err(error) => tracing::warn!(node, %error, "a node status is no JSON"),
+        }
+    }
+
+    async fn pod_gone(&self, node: &str, pod: PodRef) -> Result<(), ReportError> {
+        self.with_live(node, |live| {
+            live.pods.remove(&pod);
+        });
+        let path = format!("/api/v1/namespaces/{}/pods/{}", pod.namespace, pod.name);
+        let options = json!({"apiVersion": "v1", "kind": "DeleteOptions", "gracePeriodSeconds": 0, "preconditions": {"uid": pod.uid}});
+        // Only a pod that is being deleted goes; a finished one stays until somebody deletes it.
+        match self
+            .api
+            .call(As::Node(node), Method::DELETE, &path, Send::Json(&options))
+            .await
+        {
+            Ok(_) => Ok(()),
+            Err(error) if matches!(error.code(), Some(404 | 409)) => Ok(()),
+            Err(error) => Err(Self::failed("delete a pod that is gone", node, error)),
+        }
+    }
+
+    async fn event(&self, node: &str, event: Bytes) -> Result<(), ReportError> {
+        let Ok(event) = serde_json::from_slice::<Value>(&event) else {
+            return Ok(());
+        };
+        let namespace = event["metadata"]["namespace"].as_str().unwrap_or("default");
+        let name = event["metadata"]["name"].as_str().unwrap_or_default();
+        let path = format!("/api/v1/namespaces/{namespace}/events");
+        let made = self
+            .api
+            .call(As::Node(node), Method::POST, &path, Send::Json(&event))
+            .await;
+        let done = match made {
+            Err(error) if error.code() == Some(409) => {
+                let counted = json!({"count": event["count"], "lastTimestamp": event["lastTimestamp"], "message": event["message"]});
+                self.api
+                    .call(
+                        As::Node(node),
+                        Method::PATCH,
+                        &format!("{path}/{name}"),
+                        Send::Merge(&counted),
+                    )
+                    .await
+            }
+            made => made,
+        };
+        match done {
+            Ok(_) => Ok(()),
+            Err(error)
+                if error
+                    .code()
+                    .is_some_and(|code| (400..500).contains(&code) && code != 429) =>
+            {
+                tracing::warn!(node, event = name, %error, "the API refuses an event; it is dropped");
+                Ok(())
+            }
+            Err(error) => Err(Self::failed("create an event", node, error)),
+        }
+    }
+
+    async fn session_up(&self, node: &str, info: SessionInfo) {
+        let epoch = info.epoch;
+        let live = Live {
+            info,
+            node: None,
+            pods: BTreeMap::new(),
+            wake: Arc::new(Notify::new()),
+        };
+        if let Some(replaced) = self.lock().insert(node.to_owned(), live) {
+            replaced.wake.notify_one();
+        }
+        if self.starts.send((node.to_owned(), epoch)).await.is_err() {
+            tracing::error!(node, "the writer has stopped");
+        }
+    }
+
+    async fn session_down(&self, node: &str, info: &SessionInfo, why: Departure, at: SystemTime) {
+        let ours = {
+            let mut live = self.lock();
+            let ours = live
+                .get(node)
+                .is_some_and(|l| l.info.epoch == info.epoch && l.info.incarnation == info.incarnation);
+            if ours && let Some(gone) = live.remove(node) {
+                gone.wake.notify_one();
+            }
+            ours
+        };
+        if ours {
+            node::departed(self, node, &why, at).await;
+        }
+    }
+}

@@ -1,0 +1,89 @@
+//! The hub above an unmodified kube-apiserver with exactly the rights of installer/deploy: what it does with no edge in a session.
+
+use std::time::Duration;
+
+use kit::site::{HUB, JOIN_PORT};
+use kit::{Hub, Site, paths};
+use serde_json::Value;
+
+const SOON: Duration = Duration::from_secs(15);
+
+fn join(site: &Site, hub: &Hub, node: &str) {
+    let (token, hash) = hub.token(node).expect("a token");
+    let dir = site.dir().join(node);
+    let mut command = site.command("hub", &paths::ours("kedge"));
+    command.args([
+        "join",
+        "--hub",
+        &format!("{HUB}:{JOIN_PORT}"),
+        "--token",
+        &token,
+        "--ca-hash",
+        &hash,
+    ]);
+    command
+        .arg("--config-dir")
+        .arg(dir.join("etc"))
+        .arg("--state-dir")
+        .arg(dir.join("edge"));
+    let output = command.output().expect("kedge");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+}
+
+fn limits(pod: &Value) -> usize {
+    let tolerations = pod["spec"]["tolerations"].as_array().expect("tolerations");
+    tolerations.iter().filter(|t| !t["tolerationSeconds"].is_null()).count()
+}
+
+fn pod(name: &str, labels: &str) -> String {
+    format!(
+        "{{apiVersion: v1, kind: Pod, metadata: {{name: {name}, labels: {{{labels}}}}}, \
+         spec: {{nodeName: robot-1, containers: [{{name: c, image: kedge.dev/pause:1}}]}}}}"
+    )
+}
+
+#[test]
+fn a_joined_robot_has_a_node_that_comes_back_and_patient_pods() {
+    let site = Site::new().expect("a site");
+    let hub = Hub::start(&site, kit::Above::Cluster).expect("a hub");
+    join(&site, &hub, "robot-1");
+    let is_edge = |node: &Value| node["metadata"]["labels"]["kedge.dev/edge"] == "true";
+    let show = |error| panic!("{error}\n{}", hub.tail());
+    let (first, _) = hub
+        .kubectl
+        .wait(&["node", "robot-1"], SOON, is_edge)
+        .unwrap_or_else(show);
+
+    hub.kubectl.apply(&pod("patient", "a: b")).expect("apply");
+    hub.kubectl
+        .wait(&["pod", "patient"], SOON, |p| limits(p) == 0)
+        .unwrap_or_else(show);
+    hub.kubectl
+        .apply(&pod("replaced", "kedge.dev/failover: 'true'"))
+        .expect("apply");
+    hub.kubectl.apply(&pod("later", "a: b")).expect("apply");
+    hub.kubectl
+        .wait(&["pod", "later"], SOON, |p| limits(p) == 0)
+        .unwrap_or_else(show);
+    let replaced = hub
+        .kubectl
+        .get(&["pod", "replaced"])
+        .expect("get")
+        .expect("it is there");
+    assert_eq!(limits(&replaced), 2, "a pod that opts into failover keeps its limits");
+
+    hub.kubectl.run(&["delete", "node", "robot-1"]).expect("delete");
+    let again = |node: &Value| is_edge(node) && node["metadata"]["uid"] != first["metadata"]["uid"];
+    hub.kubectl.wait(&["node", "robot-1"], SOON, again).unwrap_or_else(show);
+
+    let revoked = hub.kedge(&["node", "revoke", "robot-1"]).output().expect("kedge");
+    assert!(revoked.status.success(), "{}", String::from_utf8_lossy(&revoked.stderr));
+    std::thread::sleep(Duration::from_secs(2));
+    hub.kubectl.run(&["delete", "node", "robot-1"]).expect("delete");
+    std::thread::sleep(Duration::from_secs(3));
+    assert!(
+        hub.kubectl.get(&["node", "robot-1"]).expect("get").is_none(),
+        "a revoked robot's node stays away"
+    );
+    assert!(!hub.tail().contains("orbidden"), "{}", hub.tail());
+}

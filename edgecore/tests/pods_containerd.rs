@@ -385,7 +385,10 @@ async fn is_furnished(node: &Node) {
     for line in ["Uid:\t1000\t", "NoNewPrivs:\t1", "CapEff:\t0000000000000000"] {
         assert!(proc.contains(line), "{line} in {proc}");
     }
-    assert!(proc.lines().any(|l| l.starts_with("Groups:") && l.contains("2000")), "{proc}");
+    assert!(
+        proc.lines().any(|l| l.starts_with("Groups:") && l.contains("2000")),
+        "{proc}"
+    );
     let log = node.dir.join("logs/d_web_uid-web/main/0.log");
     assert!(std::fs::read_to_string(log).unwrap().contains("stdout F started"));
     assert_eq!(status["qosClass"], "Burstable");

@@ -19,13 +19,14 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
 use crate::admin::{Admin, AdminError, Pages};
-use crate::config::EdgecoreConfig;
+use crate::config::{self, EdgecoreConfig};
 use crate::kubelet_api::KubeletApi;
 use crate::kubelet_api::pods::PodSource;
-use crate::node::NodeManager;
-use crate::node::conditions::HubFlags;
+use crate::link::LinkView;
+use crate::node::{NodeInfo, NodeManager};
+use crate::pods::{self, NodeFacts, PodManager, PodsConfig, Recorder};
 use crate::secret_key::{self, KeyError};
-use crate::supervisor::{Ended, Supervisor};
+use crate::supervisor::{Ended, Supervisor, stopped};
 
 /// Exit status after the store failed: EX_IOERR.
 const STORE_FAILED: i32 = 74;
@@ -53,6 +54,9 @@ pub enum AppError {
     /// The admin socket cannot be served.
     #[error(transparent)]
     Admin(#[from] AdminError),
+    /// The store cannot be read.
+    #[error("cannot read the store's events: {0}")]
+    Rows(#[from] pods::rows::RowError),
     /// Signals cannot be waited for.
     #[error("cannot wait for signals")]
     Signal(#[source] std::io::Error),
@@ -77,24 +81,42 @@ pub async fn build(config: EdgecoreConfig) -> Result<App, AppError> {
     tracing::info!(version = crate::node::report::KUBELET_VERSION, config = %json!(config), "edgecore starts");
     let config = Arc::new(config);
     make_folders(&config)?;
-    let store = open_store(&config).await?;
+    let (store, whole) = open_store(&config).await?;
     let mut supervisor = Supervisor::default();
 
     let (runtime, pump) = CriRuntime::new(&config.containerd.socket);
     let runtime: Arc<dyn Runtime> = Arc::new(runtime);
     supervisor.forever("containerd-events", pump.run());
 
-    let (flags, hub_flags) = watch::channel(HubFlags::default());
-    let node = NodeManager::new(config.clone(), store.clone(), runtime.clone(), hub_flags);
+    let kubelet_api = KubeletApi::new(&config, runtime.clone(), Arc::new(store.clone()));
+    let link = LinkView::alone(whole);
+
+    let recorder = Recorder::new(Arc::new(store.clone()), &config.node_name)?;
+    supervisor.until_stop("events", events(recorder.clone(), supervisor.stop()));
+    let node = NodeManager::new(
+        config.clone(),
+        store.clone(),
+        runtime.clone(),
+        link.flags.clone(),
+        recorder.clone(),
+    );
     let node_info = node.info();
     supervisor.forever("node", node.run());
+    let facts = facts(&mut supervisor, node_info.clone());
 
-    let kubelet_api = KubeletApi::new(&config, runtime.clone(), Arc::new(store.clone()));
-    // Until there is a link, its flags stay as they are.
-    supervisor.forever("link", async move {
-        std::future::pending::<()>().await;
-        drop(flags);
-        std::future::pending().await
+    let parts = pods::Parts {
+        rows: Arc::new(store.clone()),
+        runtime,
+        recorder,
+        api: link.api,
+        node: facts,
+        complete: link.complete,
+    };
+    let pods = PodManager::new(pods_config(&config), parts);
+    let stop = supervisor.stop();
+    supervisor.until_stop("pods", async move {
+        pods.run(stop).await;
+        Ok::<(), String>(())
     });
 
     let pages = Pages {
@@ -107,6 +129,56 @@ pub async fn build(config: EdgecoreConfig) -> Result<App, AppError> {
         supervisor,
         kubelet_api,
     })
+}
+
+/// Writes events until the stop, and then the last ones.
+async fn events(recorder: Recorder, stop: watch::Receiver<bool>) -> Result<(), String> {
+    tokio::select! {
+        biased;
+        () = stopped(stop) => {}
+        () = recorder.run() => {}
+    }
+    recorder.flush().await;
+    Ok(())
+}
+
+/// What pods know of their node, kept up to date by a task.
+fn facts(supervisor: &mut Supervisor, mut info: watch::Receiver<Arc<NodeInfo>>) -> watch::Receiver<Arc<NodeFacts>> {
+    let (out, facts) = watch::channel(Arc::new(info.borrow_and_update().facts()));
+    supervisor.forever("node-facts", async move {
+        while info.changed().await.is_ok() {
+            let new = Arc::new(info.borrow_and_update().facts());
+            out.send_if_modified(|old| {
+                let differs = **old != *new;
+                *old = new;
+                differs
+            });
+        }
+        std::future::pending().await
+    });
+    facts
+}
+
+fn pods_config(config: &EdgecoreConfig) -> PodsConfig {
+    let kubelet = &config.kubelet;
+    let logs = &kubelet.container_logs_dir;
+    PodsConfig {
+        node_name: config.node_name.clone(),
+        root_dir: kubelet.root_dir.clone(),
+        pod_logs_dir: kubelet.pod_logs_dir.clone(),
+        container_logs_dir: Some(logs.clone()).filter(|dir| !dir.as_os_str().is_empty()),
+        cgroup_root: kubelet.cgroup_root.clone(),
+        cgroup_driver: match kubelet.cgroup_driver {
+            config::CgroupDriver::Cgroupfs => cri::CgroupDriver::Cgroupfs,
+            config::CgroupDriver::Systemd => cri::CgroupDriver::Systemd,
+        },
+        start_parallelism: kubelet.pod_start_parallelism as usize,
+        cluster_dns: config.cluster_dns.clone(),
+        cluster_domain: config.cluster_domain.clone(),
+        api_host: config.api_server.host.clone(),
+        api_port: config.api_server.port,
+        ..PodsConfig::default()
+    }
 }
 
 impl App {
@@ -152,8 +224,8 @@ fn make_folders(config: &EdgecoreConfig) -> Result<(), AppError> {
     make(&config.kubelet.pod_logs_dir, 0o755)
 }
 
-/// Opens the store on a thread of its own: it reads every record.
-async fn open_store(config: &EdgecoreConfig) -> Result<Store, AppError> {
+/// Opens the store on a thread of its own: it reads every record. False beside it says that the old one was set aside.
+async fn open_store(config: &EdgecoreConfig) -> Result<(Store, bool), AppError> {
     let key = secret_key::load_or_make(&config.store_key_file)?;
     let path = config.store_dir();
     let on_fatal = Arc::new(|reason: &str| {
@@ -170,10 +242,11 @@ async fn open_store(config: &EdgecoreConfig) -> Result<Store, AppError> {
     };
     let opened = tokio::task::spawn_blocking(move || Store::open_or_set_aside(&path, &options)).await??;
     let (store, aside) = opened;
+    let whole = aside.is_none();
     if let Some(aside) = aside {
         tracing::error!(path = %aside.path.display(), reason = %aside.reason, "the store was damaged and is set aside; pods go on, the hub will send their specs again");
     }
-    Ok(store)
+    Ok((store, whole))
 }
 
 fn debug_pages(store: &Store) -> Vec<(&'static str, crate::admin::Source)> {

@@ -7,6 +7,7 @@ pub mod admin;
 pub mod app;
 pub mod config;
 pub mod kubelet_api;
+pub mod link;
 pub mod metrics;
 pub mod node;
 pub mod pods;

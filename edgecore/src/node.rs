@@ -24,6 +24,7 @@ use serde_json::Value;
 use tokio::sync::watch;
 
 use crate::config::EdgecoreConfig;
+use crate::pods::{NodeFacts, Recorder, Reference, Severity};
 use conditions::{Condition, HubFlags, Pressures, RuntimeHealth};
 use machine::Identity;
 
@@ -72,6 +73,18 @@ pub struct NodeInfo {
     pub ready: bool,
 }
 
+impl NodeInfo {
+    /// The same in the words of the pods' module.
+    pub fn facts(&self) -> NodeFacts {
+        NodeFacts {
+            host_ips: self.addresses.iter().map(ToString::to_string).collect(),
+            capacity: report::resources(&self.capacity),
+            allocatable: report::resources(&self.allocatable),
+            labels: self.labels.clone(),
+        }
+    }
+}
+
 /// Keeps the Node object true.
 #[derive(Debug)]
 pub struct NodeManager {
@@ -80,6 +93,7 @@ pub struct NodeManager {
     runtime: Arc<dyn Runtime>,
     hub: watch::Receiver<HubFlags>,
     info: watch::Sender<Arc<NodeInfo>>,
+    recorder: Recorder,
     identity: Identity,
     state: State,
 }
@@ -124,6 +138,7 @@ impl NodeManager {
         store: Store,
         runtime: Arc<dyn Runtime>,
         hub: watch::Receiver<HubFlags>,
+        recorder: Recorder,
     ) -> Self {
         let identity = machine::identity();
         let stored = store.get(&row_key(&config.node_name)).ok().flatten();
@@ -146,6 +161,7 @@ impl NodeManager {
             runtime,
             hub,
             info: watch::channel(Arc::new(first)).0,
+            recorder,
             identity,
             state,
         }
@@ -161,6 +177,8 @@ impl NodeManager {
         let own = format!("object/v1/Node/-/{}", self.config.node_name);
         let mut node_object = self.store.watch(&own);
         let mut hints = self.runtime.events();
+        // A source that has closed says nothing any more; it would otherwise always be ready.
+        let (mut store_open, mut hub_open) = (true, true);
         loop {
             self.network(&own).await;
             let ready = self.round(&own).await;
@@ -168,8 +186,8 @@ impl NodeManager {
             // All arms are cancel safe: each only says that something may have changed.
             tokio::select! {
                 biased;
-                open = node_object.changed() => if !open { tokio::time::sleep(wait).await },
-                changed = self.hub.changed() => if changed.is_err() { tokio::time::sleep(wait).await },
+                open = node_object.changed(), if store_open => store_open = open,
+                changed = self.hub.changed(), if hub_open => hub_open = changed.is_ok(),
                 () = lost(&mut hints) => {}
                 () = tokio::time::sleep(wait) => {}
             }
@@ -219,8 +237,9 @@ impl NodeManager {
             .observe(&levels, &self.config.kubelet.eviction_hard, now);
         let hub = self.hub.borrow_and_update().clone();
         let wall = wall_time();
-        self.state.conditions =
-            conditions::conditions(&self.state.conditions, &health, &self.state.pressures, &hub, &wall);
+        let conditions = conditions::conditions(&self.state.conditions, &health, &self.state.pressures, &hub, &wall);
+        self.tell(&conditions);
+        self.state.conditions = conditions;
         let (capacity, allocatable) = report::amounts(&self.config.kubelet, &levels);
         let labels = serde_json::from_value(self.own_object(own)["metadata"]["labels"].take()).unwrap_or_default();
         let info = NodeInfo {
@@ -244,6 +263,20 @@ impl NodeManager {
             differs
         });
         ready
+    }
+
+    /// An event for each condition that changed, in kubelet's words.
+    fn tell(&self, conditions: &[Condition]) {
+        let about = Reference {
+            kind: "Node".to_owned(),
+            name: self.config.node_name.clone(),
+            uid: self.config.node_name.clone(),
+            ..Reference::default()
+        };
+        for reason in conditions::events(&self.state.conditions, conditions) {
+            let message = format!("Node {} status is now: {reason}", self.config.node_name);
+            self.recorder.record(&about, Severity::Normal, reason, &message);
+        }
     }
 
     async fn health(&mut self) -> RuntimeHealth {
@@ -337,7 +370,14 @@ mod tests {
         config.network.cni_conf_dir = dir.join("net.d");
         config.network.masquerade = false;
         let store = Store::open(&dir.join("store"), &metastore::Options::default()).unwrap();
-        NodeManager::new(Arc::new(config), store, runtime, watch::channel(HubFlags::default()).1)
+        let recorder = Recorder::new(Arc::new(store.clone()), "robot-1").unwrap();
+        NodeManager::new(
+            Arc::new(config),
+            store,
+            runtime,
+            watch::channel(HubFlags::default()).1,
+            recorder,
+        )
     }
 
     fn row(manager: &NodeManager) -> Value {

@@ -3,8 +3,8 @@
 use std::future::Future;
 use std::time::Duration;
 
+use tokio::sync::watch;
 use tokio::task::{Id, JoinError, JoinSet};
-use tokio_util::sync::CancellationToken;
 
 /// How long tasks have to end after the stop: the goodbye to the hub takes a round trip, and the longest links have seconds.
 pub const STOP_DEADLINE: Duration = Duration::from_secs(10);
@@ -18,17 +18,33 @@ pub struct Ended {
 }
 
 /// The tasks of the process.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Supervisor {
     tasks: JoinSet<Result<(), String>>,
     names: Vec<(Id, &'static str)>,
-    stop: CancellationToken,
+    stop: watch::Sender<bool>,
+}
+
+impl Default for Supervisor {
+    fn default() -> Self {
+        Self {
+            tasks: JoinSet::new(),
+            names: Vec::new(),
+            stop: watch::channel(false).0,
+        }
+    }
+}
+
+/// Waits for the stop.
+pub async fn stopped(mut stop: watch::Receiver<bool>) {
+    // The sender outlives the tasks; without it there is nobody to stop for.
+    let _ = stop.wait_for(|stop| *stop).await;
 }
 
 impl Supervisor {
-    /// What tasks wait for to end.
-    pub fn stop_token(&self) -> CancellationToken {
-        self.stop.clone()
+    /// What tasks wait for to end: true is the stop.
+    pub fn stop(&self) -> watch::Receiver<bool> {
+        self.stop.subscribe()
     }
 
     /// Starts a task that runs until the process ends; it is dropped at the stop, wherever it is.
@@ -37,17 +53,17 @@ impl Supervisor {
         name: &'static str,
         task: impl Future<Output = std::convert::Infallible> + Send + 'static,
     ) {
-        let stop = self.stop.clone();
+        let stop = self.stop();
         self.until_stop(name, async move {
             tokio::select! {
                 biased;
-                () = stop.cancelled() => Ok::<(), String>(()),
+                () = stopped(stop) => Ok::<(), String>(()),
                 never = task => match never {},
             }
         });
     }
 
-    /// Starts a task that ends in order after [`Supervisor::stop_token`]; an error, or an end before that, is unexpected.
+    /// Starts a task that ends in order after [`Supervisor::stop`]; an error, or an end before that, is unexpected.
     pub fn until_stop<E: ToString>(
         &mut self,
         name: &'static str,
@@ -77,7 +93,7 @@ impl Supervisor {
                 Ok(())
             }
         };
-        self.stop.cancel();
+        self.stop.send_replace(true);
         self.drain().await;
         outcome
     }
@@ -123,9 +139,9 @@ mod tests {
     #[tokio::test]
     async fn the_first_unexpected_end_is_named_and_stops_the_rest() {
         let mut supervisor = Supervisor::default();
-        let stop = supervisor.stop_token();
+        let stop = supervisor.stop();
         supervisor.until_stop("good", async move {
-            stop.cancelled().await;
+            stopped(stop).await;
             Ok::<(), String>(())
         });
         supervisor.until_stop("bad", async { Err::<(), _>("boom") });

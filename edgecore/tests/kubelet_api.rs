@@ -11,7 +11,8 @@ use std::time::Duration;
 
 use containerd::{Containerd, IMAGE};
 use cri::{
-    ContainerConfig, ContainerMetadata, CriRuntime, ImageSpec, NamespaceMode, Runtime, SandboxConfig, SandboxMetadata,
+    ContainerConfig, ContainerMetadata, CriRuntime, ImageSpec, NamespaceMode, PodHint, Runtime, SandboxConfig,
+    SandboxMetadata,
 };
 use edgecore::config::EdgecoreConfig;
 use edgecore::kubelet_api::KubeletApi;
@@ -133,6 +134,10 @@ fn get(path: &str) -> String {
 async fn logs_exec_port_forward_and_stats_of_a_real_container() {
     let dir = tempfile::tempdir().unwrap();
     let (containerd, runtime) = Containerd::start(dir.path()).await;
+    let (watching, pump) = CriRuntime::new(&containerd.socket());
+    let mut hints = watching.events();
+    let mut tasks = JoinSet::new();
+    tasks.spawn(pump.run());
     let (sandbox, app) = run(&runtime, dir.path()).await;
     let object = json!({"metadata": {"name": "web", "namespace": "default", "uid": "u1"}, "spec": {"containers": [{"name": "app"}]}});
     let status = json!({"containerStatuses": [{"name": "app", "containerID": format!("containerd://{app}"),
@@ -155,6 +160,11 @@ async fn logs_exec_port_forward_and_stats_of_a_real_container() {
     );
     talk(&api, &get("/stats/summary"), "\"podRef\":{\"name\":\"web\"").await;
 
+    runtime.stop_container(&app, Duration::ZERO).await.unwrap();
+    let hint = async { while hints.next().await != PodHint::Id(app.clone()) {} };
+    tokio::time::timeout(Duration::from_secs(10), hint)
+        .await
+        .expect("containerd's events tell of the container");
     runtime.stop_sandbox(&sandbox).await.unwrap();
     runtime.remove_sandbox(&sandbox).await.unwrap();
     drop(containerd);

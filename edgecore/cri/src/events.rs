@@ -66,11 +66,11 @@ impl HintSource {
 const NAMESPACE: &str = "k8s.io";
 /// What tells us something. Exec probes make many other task events, which are left out at the source.
 const FILTERS: [&str; 5] = [
-    "namespace==k8s.io,topic==/tasks/start",
-    "namespace==k8s.io,topic==/tasks/exit",
-    "namespace==k8s.io,topic==/tasks/oom",
-    "namespace==k8s.io,topic==/tasks/delete",
-    "namespace==k8s.io,topic==/containers/delete",
+    r#"namespace=="k8s.io",topic=="/tasks/start""#,
+    r#"namespace=="k8s.io",topic=="/tasks/exit""#,
+    r#"namespace=="k8s.io",topic=="/tasks/oom""#,
+    r#"namespace=="k8s.io",topic=="/tasks/delete""#,
+    r#"namespace=="k8s.io",topic=="/containers/delete""#,
 ];
 /// The first wait after a broken stream, and the longest: a runtime that restarts takes a second or two.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));

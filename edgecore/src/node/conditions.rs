@@ -161,6 +161,24 @@ pub fn conditions(
     said.into_iter().map(|said| condition(previous, said, wall)).collect()
 }
 
+/// kubelet's events for the conditions that changed. The first look at a new node tells all, as kubelet does.
+pub fn events<'a>(previous: &'a [Condition], current: &'a [Condition]) -> impl Iterator<Item = &'static str> + 'a {
+    let changed = |c: &&Condition| !previous.iter().any(|p| p.kind == c.kind && p.status == c.status);
+    current.iter().filter(changed).filter_map(|c| {
+        Some(match (c.kind.as_str(), c.status == "True") {
+            ("Ready", true) => "NodeReady",
+            ("Ready", false) => "NodeNotReady",
+            ("MemoryPressure", true) => "NodeHasInsufficientMemory",
+            ("MemoryPressure", false) => "NodeHasSufficientMemory",
+            ("DiskPressure", true) => "NodeHasDiskPressure",
+            ("DiskPressure", false) => "NodeHasNoDiskPressure",
+            ("PIDPressure", true) => "NodeHasInsufficientPID",
+            ("PIDPressure", false) => "NodeHasSufficientPID",
+            _ => return None,
+        })
+    })
+}
+
 fn pressure(kind: &'static str, holds: bool, reasons: [&'static str; 2], messages: [&'static str; 2]) -> Said {
     let which = usize::from(!holds);
     Said(kind, holds, reasons[which], messages[which].to_owned())
@@ -224,6 +242,7 @@ mod tests {
                 .iter()
                 .all(|c| c.last_transition_time == "t1" && c.last_heartbeat_time == "t2")
         );
+        assert_eq!(events(&first, &second).count(), 0);
         let down = conditions(
             &second,
             &RuntimeHealth::default(),
@@ -231,6 +250,7 @@ mod tests {
             &HubFlags::default(),
             "t3",
         );
+        assert_eq!(events(&second, &down).collect::<Vec<_>>(), ["NodeNotReady"]);
         let ready = down.iter().find(|c| c.kind == "Ready").unwrap();
         assert_eq!(
             (ready.status.as_str(), ready.last_transition_time.as_str()),

@@ -49,13 +49,15 @@ pub fn amounts(config: &KubeletConfig, levels: &Levels) -> (Amounts, Amounts) {
     (capacity, allocatable)
 }
 
-fn resources(amounts: &Amounts) -> Value {
-    json!({
-        "cpu": quantity::cpu(amounts.cpu_milli),
-        "memory": quantity::memory(amounts.memory),
-        "ephemeral-storage": quantity::memory(amounts.ephemeral_storage),
-        "pods": amounts.pods.to_string(),
-    })
+/// Amounts as quantities.
+pub fn resources(amounts: &Amounts) -> BTreeMap<String, String> {
+    let pairs = [
+        ("cpu", quantity::cpu(amounts.cpu_milli)),
+        ("memory", quantity::memory(amounts.memory)),
+        ("ephemeral-storage", quantity::memory(amounts.ephemeral_storage)),
+        ("pods", amounts.pods.to_string()),
+    ];
+    pairs.map(|(name, quantity)| (name.to_owned(), quantity)).into()
 }
 
 /// The largest images, as kubelet tells them.

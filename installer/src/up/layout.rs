@@ -154,7 +154,9 @@ impl Layout {
             name: name.to_owned(),
             program,
             args: Vec::new(),
-            env: vec![("PATH".to_owned(), path), ("RUST_LOG".to_owned(), "info".to_owned())],
+            env: [("PATH", path.as_str()), ("RUST_LOG", "info"), ("NO_COLOR", "1")]
+                .map(|(name, value)| (name.to_owned(), value.to_owned()))
+                .into(),
             log: self.log(name),
         }
     }

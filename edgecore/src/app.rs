@@ -2,7 +2,7 @@
 //!
 //! * key → store (set aside where it is damaged) → everything else reads and writes it;
 //! * containerd: client and event pump; pods run on it and outlive us;
-//! * node manager → Node row, CNI; kubelet API ← the tunnel's streams; admin socket.
+//! * node manager → Node row, CNI; pods ← the store; hub ⇄ the store, its streams → kubelet API; admin socket.
 //!
 //! Nothing here waits for the network or the runtime: both may be away at the start. A store that fails while running ends the process (exit
 //! status 74), and it starts again on what is durable. SIGTERM ends it in order and touches no container.
@@ -20,9 +20,9 @@ use tokio::sync::watch;
 
 use crate::admin::{Admin, AdminError, Pages};
 use crate::config::{self, EdgecoreConfig};
+use crate::edgehub::EdgeHub;
 use crate::kubelet_api::KubeletApi;
 use crate::kubelet_api::pods::PodSource;
-use crate::link::LinkView;
 use crate::node::{NodeInfo, NodeManager};
 use crate::pods::{self, NodeFacts, PodManager, PodsConfig, Recorder};
 use crate::secret_key::{self, KeyError};
@@ -57,6 +57,9 @@ pub enum AppError {
     /// The store cannot be read.
     #[error("cannot read the store's events: {0}")]
     Rows(#[from] pods::rows::RowError),
+    /// The store cannot be read.
+    #[error("cannot read the store")]
+    Read(#[from] metastore::ReadError),
     /// Signals cannot be waited for.
     #[error("cannot wait for signals")]
     Signal(#[source] std::io::Error),
@@ -89,7 +92,13 @@ pub async fn build(config: EdgecoreConfig) -> Result<App, AppError> {
     supervisor.forever("containerd-events", pump.run());
 
     let kubelet_api = KubeletApi::new(&config, runtime.clone(), Arc::new(store.clone()));
-    let link = LinkView::alone(whole);
+    let link = EdgeHub::new(
+        config.clone(),
+        store.clone(),
+        (kubelet_api.clone(), whole),
+        supervisor.stop(),
+    )?;
+    let sessions = link.sessions();
 
     let recorder = Recorder::new(Arc::new(store.clone()), &config.node_name)?;
     supervisor.until_stop("events", events(recorder.clone(), supervisor.stop()));
@@ -97,7 +106,7 @@ pub async fn build(config: EdgecoreConfig) -> Result<App, AppError> {
         config.clone(),
         store.clone(),
         runtime.clone(),
-        link.flags.clone(),
+        link.flags(),
         recorder.clone(),
     );
     let node_info = node.info();
@@ -108,9 +117,9 @@ pub async fn build(config: EdgecoreConfig) -> Result<App, AppError> {
         rows: Arc::new(store.clone()),
         runtime,
         recorder,
-        api: link.api,
+        api: Arc::new(link.api()),
         node: facts,
-        complete: link.complete,
+        complete: link.complete(),
     };
     let pods = PodManager::new(pods_config(&config), parts);
     let stop = supervisor.stop();
@@ -119,10 +128,15 @@ pub async fn build(config: EdgecoreConfig) -> Result<App, AppError> {
         Ok::<(), String>(())
     });
 
+    supervisor.until_stop("hub", async move {
+        link.run().await;
+        Ok::<(), String>(())
+    });
+
     let pages = Pages {
         config: json!(*config),
         node: node_info,
-        debug: debug_pages(&store),
+        debug: debug_pages(&store, sessions),
     };
     supervisor.forever("admin", Admin::bind(&config.admin_socket, pages)?.run());
     Ok(App {
@@ -249,12 +263,22 @@ async fn open_store(config: &EdgecoreConfig) -> Result<(Store, bool), AppError> 
     Ok((store, whole))
 }
 
-fn debug_pages(store: &Store) -> Vec<(&'static str, crate::admin::Source)> {
+fn debug_pages(
+    store: &Store,
+    sessions: watch::Receiver<Option<tunnel::Session>>,
+) -> Vec<(&'static str, crate::admin::Source)> {
     let pods = store.clone();
     let pod = |entry: crate::kubelet_api::pods::PodEntry| -> Value {
         let m = |field| entry.metadata(field).to_owned();
         json!({"namespace": m("namespace"), "name": m("name"), "uid": m("uid"), "phase": entry.status["phase"], "podIP": entry.status["podIP"]})
     };
     let list = move || pods.pods().into_iter().map(pod).collect();
-    vec![("pods", Box::new(list))]
+    let session = move || {
+        let one = |session: &tunnel::Session| {
+            let peer = session.peer();
+            json!({"epoch": peer.epoch, "uplink": peer.uplink, "hub": peer.remote.to_string()})
+        };
+        sessions.borrow().as_ref().map(one).into_iter().collect()
+    };
+    vec![("pods", Box::new(list)), ("sessions", Box::new(session))]
 }

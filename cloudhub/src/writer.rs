@@ -141,7 +141,14 @@ impl Reports for Writer {
     async fn pod_status(&self, node: &str, pod: PodRef, status: Bytes) {
         match serde_json::from_slice::<Value>(&status) {
             Ok(mut report) => self.with_live(node, |live| {
-                live.pods.insert(pod, report["status"].take());
+                let mut status = report["status"].take();
+                if let Some(fields) = status.as_object_mut() {
+                    // A merge leaves what is not named: node-lifecycle's NodeLost would stay after the return.
+                    for field in ["reason", "message"] {
+                        fields.entry(field).or_insert(Value::Null);
+                    }
+                }
+                live.pods.insert(pod, status);
             }),
             Err(error) => tracing::warn!(node, pod = pod.name, %error, "a pod status is no JSON"),
         }

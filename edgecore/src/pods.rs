@@ -28,6 +28,7 @@ pub mod observed;
 pub mod plan;
 pub mod probes;
 pub mod quantity;
+pub mod registry;
 pub mod report;
 pub mod resources;
 pub mod rows;

@@ -20,8 +20,16 @@ pub const RETRY: Duration = Duration::from_secs(1);
 /// How often it is tried to write that a node is away: an API that restarts is back by then.
 const DEPARTED_TRIES: u32 = 60;
 
-/// What was written of a report: the report, and the API's version before the write.
-type Written = HashMap<String, (Value, u64)>;
+/// What was written of a report.
+struct Write {
+    report: Value,
+    /// The API's version before the write.
+    version: u64,
+    /// What the API made of it: it may say the same in other words (a quantity of `1000m` becomes `1`).
+    result: Option<Value>,
+}
+
+type Written = HashMap<String, Write>;
 
 struct Task {
     writer: Writer,
@@ -155,11 +163,15 @@ impl Task {
         stamp(&mut status, &node.object["status"]);
         let path = format!("/api/v1/nodes/{}/status", self.node);
         let patch = json!({"status": status});
-        self.writer
+        let result = self
+            .writer
             .api
             .call(As::Node(&self.node), Method::PATCH, &path, Send::Strategic(&patch))
             .await?;
-        if !std::mem::replace(&mut self.announced, true) {
+        self.wrote("node", &result["status"]);
+        let before = condition(&node.object, "EdgeConnected");
+        let news = before["status"] != "True" || before["reason"] != connected["reason"];
+        if news && !std::mem::replace(&mut self.announced, true) {
             let reason = connected["reason"].as_str().unwrap_or_default();
             announce(
                 &self.writer,
@@ -185,10 +197,12 @@ impl Task {
         }
         let path = format!("/api/v1/nodes/{}", self.node);
         let patch = json!({"metadata": metadata});
-        self.writer
+        let result = self
+            .writer
             .api
             .call(As::Node(&self.node), Method::PATCH, &path, Send::Merge(&patch))
             .await?;
+        self.wrote("metadata", &result["metadata"]);
         Ok(())
     }
 
@@ -254,7 +268,11 @@ impl Task {
         {
             // Deleted or replaced meanwhile.
             Err(error) if matches!(error.code(), Some(404 | 409)) => Ok(()),
-            other => other.map(|_| ()),
+            other => {
+                let result = other?;
+                self.wrote(&pod.uid, &result["status"]);
+                Ok(())
+            }
         }
     }
 
@@ -264,8 +282,26 @@ impl Task {
             self.written.remove(what);
             return false;
         }
-        let before = self.written.insert(what.to_owned(), (report.clone(), version));
-        before.is_none_or(|(last, at)| last != *report || at != version)
+        if let Some(last) = self.written.get(what).filter(|last| last.report == *report) {
+            let stands = last.result.as_ref().is_some_and(|result| diff::says(actual, result));
+            if stands || last.version == version {
+                return false;
+            }
+        }
+        let write = Write {
+            report: report.clone(),
+            version,
+            result: None,
+        };
+        self.written.insert(what.to_owned(), write);
+        true
+    }
+
+    /// Keeps what the API made of a write.
+    fn wrote(&mut self, what: &str, result: &Value) {
+        if let Some(write) = self.written.get_mut(what) {
+            write.result = Some(result.clone());
+        }
     }
 }
 

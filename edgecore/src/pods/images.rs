@@ -16,8 +16,8 @@ use super::api::{Container, Pod, PullPolicy};
 use super::events::Severity;
 use super::memory::Waiting;
 use super::objects::{self, Kind, Objects};
+use super::registry::Shared;
 use super::rows::local_prefix;
-use super::worker::Shared;
 
 /// How long a registry may take to answer before a container that ran here starts from what is here. A black-holed link makes the runtime wait
 /// for minutes; a robot's program must be back sooner.

@@ -17,11 +17,11 @@ use super::images;
 use super::memory::Waiting;
 use super::observed::Observed;
 use super::plan::{Kill, Start};
+use super::registry::Shared;
 use super::rows::local_prefix;
 use super::spec::{self, Given};
 use super::tokens;
 use super::volumes::{self, Source, Tokens};
-use super::worker::Shared;
 
 /// After the grace period a container has at least this long between SIGTERM and SIGKILL, as in kubelet.
 const MIN_GRACE: Duration = Duration::from_secs(2);

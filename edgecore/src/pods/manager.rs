@@ -22,9 +22,10 @@ use super::events::{Recorder, Severity};
 use super::gate::Gate;
 use super::memory::Now;
 use super::observed::label;
+use super::registry::Shared;
 use super::rows::Rows;
 use super::tokens::NodeApi;
-use super::worker::{Desired, Shared, Worker};
+use super::worker::{Desired, Worker};
 use super::{NodeFacts, PodView, PodsConfig};
 
 /// How often the runtime's lists are compared: a lost hint costs at most this.

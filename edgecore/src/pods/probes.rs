@@ -14,7 +14,7 @@ use super::act::{self, Answer, Target};
 use super::api::{Container, Pod, Probe};
 use super::events::Severity;
 use super::memory::Probed;
-use super::worker::Shared;
+use super::registry::Shared;
 
 /// Verdicts by container id.
 pub type Table = BTreeMap<String, Probed>;

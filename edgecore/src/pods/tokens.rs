@@ -8,9 +8,9 @@ use serde_json::{Value, json};
 
 use super::api::{Pod, TokenProjection};
 use super::events::Severity;
+use super::registry::Shared;
 use super::report::parse_time;
 use super::volumes::Tokens;
-use super::worker::Shared;
 
 /// kubelet's default life, and when it renews at the latest.
 const DEFAULT_LIFE: i64 = 3600;

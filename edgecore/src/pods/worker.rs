@@ -6,97 +6,37 @@
 
 use std::collections::BTreeMap;
 use std::panic::resume_unwind;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
-use cri::Runtime;
 use tokio::sync::{Notify, watch};
 use tokio::task::{AbortHandle, JoinSet};
 
 use super::act::Target;
-use super::api::{Container, Pod};
-use super::cgroup::Cgroups;
-use super::events::{Recorder, Reference, Severity};
-use super::gate::Gate;
+use super::api::Pod;
+use super::events::Severity;
 use super::jobs::{self, Outcome};
 use super::memory::{Image, Memory, Now, RETRY, Step, Verdict, Waiting};
 use super::observed::Observed;
 use super::plan::{Action, Kill, Plan, is_ending, is_past_deadline, plan};
 use super::probes::Probes;
+use super::registry::Shared;
 use super::report::{self, PodStatus};
-use super::rows::{Rows, gone_key, status_key};
+use super::rows::{gone_key, status_key};
 use super::status::{self, Inputs};
-use super::tokens::NodeApi;
-use super::{NodeFacts, PodView, PodsConfig, admission, files, images};
+use super::{PodView, admission, files, images};
 
 /// How long a pod is left alone when nothing happens; volumes are brought up to date at this pace too.
 const RESYNC: Duration = Duration::from_secs(60);
+/// When to look again after a hint: containerd tells of an exit before its CRI plugin has taken it in, and then tells nothing more.
+const LOOK_AGAIN: [Duration; 3] = [
+    Duration::from_millis(50),
+    Duration::from_millis(300),
+    Duration::from_millis(1500),
+];
 /// How soon a runtime that does not answer is asked again.
 const RUNTIME_RETRY: Duration = Duration::from_secs(2);
-
-/// What all workers share.
-#[derive(Debug)]
-pub struct Shared {
-    /// Names and paths.
-    pub config: PodsConfig,
-    /// The store.
-    pub rows: Arc<dyn Rows>,
-    /// The container runtime.
-    pub runtime: Arc<dyn Runtime>,
-    /// Events.
-    pub recorder: Recorder,
-    /// The API through the hub.
-    pub api: Arc<dyn NodeApi>,
-    /// The node's capacity and addresses.
-    pub node: watch::Receiver<Arc<NodeFacts>>,
-    /// How many start at a time.
-    pub gate: Gate,
-    /// Pods' cgroups.
-    pub cgroups: Cgroups,
-    /// The clock.
-    pub clock: fn() -> Now,
-    /// Rises when a ConfigMap, Secret or RuntimeClass changed.
-    pub objects_changed: watch::Receiver<u64>,
-    pub(super) admitted: Mutex<BTreeMap<String, Arc<Pod>>>,
-    pub(super) ids: Mutex<BTreeMap<String, String>>,
-    pub(super) views: watch::Sender<Arc<Vec<PodView>>>,
-}
-
-impl Shared {
-    /// Records an event about a pod, or one of its containers.
-    pub fn event(&self, (pod, container): (&Pod, Option<&Container>), severity: Severity, reason: &str, message: &str) {
-        let list = |c: &Container| {
-            let named = |list: &[Container]| list.iter().any(|x| x.name == c.name);
-            if named(&pod.spec.init_containers) {
-                "initContainers"
-            } else if named(&pod.spec.ephemeral_containers) {
-                "ephemeralContainers"
-            } else {
-                "containers"
-            }
-        };
-        let about = Reference {
-            kind: "Pod".to_owned(),
-            namespace: pod.metadata.namespace.clone(),
-            name: pod.metadata.name.clone(),
-            uid: pod.metadata.uid.clone(),
-            field_path: container
-                .map(|c| format!("spec.{}{{{}}}", list(c), c.name))
-                .unwrap_or_default(),
-        };
-        tracing::debug!(pod = pod.full_name(), reason, message, "event");
-        self.recorder.record(&about, severity, reason, message);
-    }
-
-    fn show(&self, uid: &str, view: Option<PodView>) {
-        self.views.send_modify(|views| {
-            let mut list: Vec<PodView> = views.iter().filter(|v| v.object.metadata.uid != uid).cloned().collect();
-            list.extend(view);
-            *views = Arc::new(list);
-        });
-    }
-}
 
 /// What the manager wants of a pod.
 #[derive(Debug, Clone)]
@@ -128,12 +68,15 @@ pub struct Worker {
     told: BTreeMap<String, Duration>,
     published: Option<PodStatus>,
     gone: bool,
+    look_again: Vec<Duration>,
+    finishing: bool,
 }
 
 enum News {
     Object,
     Objects,
     Look,
+    Hint,
     Job(Box<Outcome>),
 }
 
@@ -158,6 +101,8 @@ impl Worker {
             told: BTreeMap::new(),
             published: None,
             gone: false,
+            look_again: Vec::new(),
+            finishing: false,
         }
     }
 
@@ -178,9 +123,10 @@ impl Worker {
             if self.memory.removed && self.memory.finished == Some(true) {
                 return self.forget().await;
             }
-            let pause = wake.map_or(RESYNC, |at| {
-                at.saturating_sub((self.shared.clock)().boottime).min(RESYNC)
-            });
+            let now = (self.shared.clock)().boottime;
+            self.look_again.retain(|&at| at > now);
+            let next = wake.into_iter().chain(self.look_again.first().copied()).min();
+            let pause = next.map_or(RESYNC, |at| at.saturating_sub(now).min(RESYNC));
             let news = tokio::select! {
                 biased;
                 Ok(()) = self.desired.changed() => News::Object,
@@ -189,7 +135,7 @@ impl Worker {
                     Err(error) if error.is_panic() => resume_unwind(error.into_panic()),
                     Err(_) => News::Look,
                 },
-                () = self.hint.notified() => News::Look,
+                () = self.hint.notified() => News::Hint,
                 Ok(()) = verdicts.changed() => News::Look,
                 Ok(()) = objects.changed() => News::Objects,
                 () = tokio::time::sleep(pause) => News::Look,
@@ -202,6 +148,7 @@ impl Worker {
     fn take(&mut self, news: News) {
         match news {
             News::Look => {}
+            News::Hint => self.look_again(),
             News::Object => self.volumes_due = Some(Duration::ZERO),
             News::Objects => {
                 // What was missing may be here now.
@@ -216,6 +163,11 @@ impl Worker {
             }
             News::Job(outcome) => self.take_outcome(*outcome),
         }
+    }
+
+    fn look_again(&mut self) {
+        let now = (self.shared.clock)().boottime;
+        self.look_again = LOOK_AGAIN.iter().map(|&after| now + after).collect();
     }
 
     fn read_prior(&mut self) {
@@ -444,6 +396,11 @@ impl Worker {
             }
             Action::Finish { remove } => {
                 self.memory.busy = true;
+                if remove {
+                    // The last word about its containers, before they go one by one.
+                    self.memory.prior = self.status(now);
+                    self.finishing = true;
+                }
                 self.jobs.spawn(jobs::finish(shared, pod, observed, remove));
             }
         }
@@ -528,6 +485,7 @@ impl Worker {
             }
             Outcome::Finished(remove, result) => {
                 self.memory.busy = false;
+                self.finishing = false;
                 if result.is_ok() {
                     self.memory.finished = Some(remove);
                     self.memory.volumes = Step::Todo;
@@ -541,6 +499,7 @@ impl Worker {
 
     fn started(&mut self, name: &str, id: String) {
         self.memory.busy = false;
+        self.look_again();
         self.memory.failures.remove(name);
         self.memory.retry.remove(name);
         // The next start asks for its image anew.
@@ -589,20 +548,28 @@ impl Worker {
         self.probes.ensure(&self.shared, &self.pod, targets);
     }
 
-    async fn publish(&mut self, now: Now) {
+    /// The status now. Once the runtime has forgotten the pod, or is about to, what was said last stays said.
+    fn status(&self, now: Now) -> PodStatus {
+        let forgotten = self.finishing || self.memory.finished == Some(true);
+        if forgotten && !self.memory.prior.phase.is_empty() {
+            let observed_generation = self.pod.metadata.generation;
+            return PodStatus {
+                observed_generation,
+                ..self.memory.prior.clone()
+            };
+        }
+        let host_ips = self.shared.node.borrow().host_ips.clone();
         let inputs = Inputs {
             pod: &self.pod,
             observed: &self.observed,
             memory: &self.memory,
             now,
         };
-        let host_ips = self.shared.node.borrow().host_ips.clone();
-        let mut status = status::status(inputs, &host_ips);
-        if self.memory.finished == Some(true) && !self.memory.prior.phase.is_empty() {
-            // The runtime has forgotten it: what was said last stays said.
-            status = self.memory.prior.clone();
-            status.observed_generation = self.pod.metadata.generation;
-        }
+        status::status(inputs, &host_ips)
+    }
+
+    async fn publish(&mut self, now: Now) {
+        let status = self.status(now);
         let changed = self.published.as_ref() != Some(&status);
         if (changed || self.gone) && !self.memory.removed {
             let m = &self.pod.metadata;

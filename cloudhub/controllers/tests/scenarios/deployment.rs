@@ -99,7 +99,8 @@ pub(crate) fn deadline(world: &World) -> Result<()> {
     let said = kubectl.run(&["rollout", "status", "deployment", "stuck", "--timeout=40s"]);
     let said = said.err().map(|error| error.to_string()).unwrap_or_default();
     ensure!(said.contains("exceeded its progress deadline"), "{said}");
-    kubectl.run(&["set", "image", "deployment/stuck", "*=v1"])?;
+    let mended = json!({"spec": {"progressDeadlineSeconds": 60, "template": {"spec": {"containers": [{"name": "c", "image": "v1"}]}}}});
+    kubectl.run(&["patch", "deployment", "stuck", "-p", &mended.to_string()])?;
     rolled(&kubectl, "stuck")
 }
 

@@ -82,6 +82,7 @@ fn beneath(flags: OFlag) -> OpenHow {
 /// Opens a path inside the volume, making the folders that are not there.
 fn walk(root: &File, sub: &Path) -> io::Result<OwnedFd> {
     let mut so_far = PathBuf::new();
+    let permissions = root.metadata()?.permissions();
     for part in sub.components() {
         let parent = if so_far.as_os_str().is_empty() {
             PathBuf::from(".")
@@ -94,6 +95,9 @@ fn walk(root: &File, sub: &Path) -> io::Result<OwnedFd> {
             Err(Errno::ENOENT) => {
                 let folder = openat2(root, &parent, beneath(OFlag::O_PATH | OFlag::O_DIRECTORY))?;
                 mkdirat(&folder, Path::new(part.as_os_str()), Mode::from_bits_truncate(0o750))?;
+                // As kubelet: who may write into the volume may write into its folders.
+                let made = openat2(root, &so_far, beneath(OFlag::O_RDONLY | OFlag::O_DIRECTORY))?;
+                File::from(made).set_permissions(permissions.clone())?;
             }
             Err(error) => return Err(error.into()),
         }

@@ -55,6 +55,9 @@ pub(crate) struct Args {
     /// kubectl
     #[arg(long, default_value = "kubectl")]
     kubectl: PathBuf,
+    /// Kubeconfig of a cluster to put the hub above, in place of an API of its own
+    #[arg(long)]
+    cluster: Option<PathBuf>,
     /// Start nothing by systemd, even where it runs
     #[arg(long)]
     no_systemd: bool,
@@ -84,12 +87,7 @@ async fn up(args: &Args, layout: &Layout) -> Result<()> {
     layout.make()?;
     let services = service::Services::new(layout, args.no_systemd);
     ports_free(args.port, &services)?;
-    let plan = layout::Plan {
-        node: node.clone(),
-        port: args.port,
-        path: args.path.clone(),
-        cni: args.cni.clone(),
-    };
+    let plan = plan(args, &node)?;
     say("containerd");
     layout.write_containerd(&plan)?;
     services.ensure(&layout.containerd_service(&plan)?)?;
@@ -113,7 +111,7 @@ async fn up(args: &Args, layout: &Layout) -> Result<()> {
     cluster::join(layout, &plan).await?;
     say(&format!("node {node}"));
     services.ensure(&layout.edgecore_service(&plan)?)?;
-    let kubectl = kubectl::Kubectl::new(&args.kubectl, layout)?;
+    let kubectl = kubectl::Kubectl::new(&args.kubectl, layout, layout.kubeconfig(&plan))?;
     wait_for(
         "the node is Ready",
         &layout.log("edgecore"),
@@ -132,7 +130,19 @@ async fn up(args: &Args, layout: &Layout) -> Result<()> {
         )
         .await?;
     }
-    report(&kubectl, layout)
+    report(&kubectl, layout, &plan)
+}
+
+fn plan(args: &Args, node: &str) -> Result<layout::Plan> {
+    let cluster = args.cluster.as_ref().map(|file| file.canonicalize());
+    let cluster = cluster.transpose().context("find the kubeconfig of --cluster")?;
+    Ok(layout::Plan {
+        node: node.to_owned(),
+        port: args.port,
+        path: args.path.clone(),
+        cni: args.cni.clone(),
+        cluster,
+    })
 }
 
 fn node_name(args: &Args) -> Result<String> {
@@ -200,12 +210,12 @@ async fn wait_for(
     }
 }
 
-fn report(kubectl: &kubectl::Kubectl, layout: &Layout) -> Result<()> {
+fn report(kubectl: &kubectl::Kubectl, layout: &Layout, plan: &layout::Plan) -> Result<()> {
     println!("\n{}", kubectl.run(&["get", "nodes,pods", "-A", "-o", "wide"])?);
     println!("What to try next:\n");
     println!(
         "  export KUBECONFIG={} PATH={}:$PATH",
-        layout.kubeconfig().display(),
+        layout.kubeconfig(plan).display(),
         layout.bin().display()
     );
     println!("  kubectl logs -f daemonset/demo-agent");

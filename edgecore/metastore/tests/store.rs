@@ -290,3 +290,82 @@ fn what_was_acknowledged_survives_kill_9() {
     }
     assert!(next > 0);
 }
+
+/// A small disk of its own, unmounted when dropped.
+struct SmallDisk {
+    dir: tempfile::TempDir,
+}
+
+impl SmallDisk {
+    fn mount(&self, flags: nix::mount::MsFlags, size: &str) {
+        let options = format!("size={size}");
+        nix::mount::mount(
+            Some("tmpfs"),
+            self.dir.path(),
+            Some("tmpfs"),
+            flags,
+            Some(options.as_str()),
+        )
+        .expect("mount a tmpfs: tests run as root");
+    }
+
+    fn new(size: &str) -> Self {
+        let disk = Self {
+            dir: tempfile::tempdir().unwrap(),
+        };
+        disk.mount(nix::mount::MsFlags::empty(), size);
+        disk
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        let _ = nix::mount::umount2(self.dir.path(), nix::mount::MntFlags::MNT_DETACH);
+    }
+}
+
+/// The child of the next test: commits rows that do not compress until the disk is full.
+#[test]
+fn child_that_fills_the_disk() {
+    let Ok(path) = std::env::var("METASTORE_FULL_CHILD") else {
+        return;
+    };
+    let store = open(Path::new(&path));
+    for n in 0_u32.. {
+        let mut batch = Batch::new();
+        let value: Vec<u8> = (0..4096).map(|_| rand::random()).collect();
+        batch.put(format!("k/{n:08}"), value);
+        if store.commit_blocking(batch).is_ok() {
+            println!("acked {n}");
+        }
+    }
+}
+
+#[test]
+fn a_full_disk_ends_the_process_and_loses_nothing_that_was_acknowledged() {
+    let disk = SmallDisk::new("8m");
+    let path = disk.dir.path().join("store");
+    let mut child = Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "child_that_fills_the_disk", "--nocapture"])
+        .env("METASTORE_FULL_CHILD", &path)
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let lines = BufReader::new(child.stdout.take().unwrap()).lines();
+    let acked: Vec<u32> = lines
+        .map_while(Result::ok)
+        .filter_map(|line| line.strip_prefix("acked ")?.parse().ok())
+        .collect();
+    assert_eq!(child.wait().unwrap().code(), Some(74), "the fatal handler ended it");
+    assert!(acked.len() > 100, "{} rows fit", acked.len());
+    disk.mount(nix::mount::MsFlags::MS_REMOUNT, "64m");
+    let (store, aside) = Store::open_or_set_aside(&path, &Options::default()).unwrap();
+    assert!(aside.is_none(), "{aside:?}");
+    for n in &acked {
+        assert!(store.get(&format!("k/{n:08}")).unwrap().is_some(), "row {n} is lost");
+    }
+    let mut batch = Batch::new();
+    batch.put("after", "1");
+    store.commit_blocking(batch).unwrap();
+}

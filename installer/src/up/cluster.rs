@@ -62,7 +62,7 @@ pub(super) async fn join(layout: &Layout, plan: &Plan) -> Result<()> {
         return Ok(());
     }
     say(&format!("joining as {}", plan.node));
-    let kubeconfig = layout.kubeconfig().display().to_string();
+    let kubeconfig = layout.kubeconfig(plan).display().to_string();
     let edges = plan.edges();
     let create = [
         "token",

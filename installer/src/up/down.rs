@@ -43,7 +43,12 @@ pub(super) async fn run(layout: &Layout) -> Result<()> {
         }
     }
     services.remove(containerd)?;
+    let sockets = shim_sockets(&layout.run);
     kill_rest(layout)?;
+    for socket in sockets {
+        // A shim that ended in order took it along.
+        let _ = fs::remove_file(socket);
+    }
     unmount(&[&layout.run, &layout.state])?;
     remove_network();
     remove_cgroups(Path::new(CGROUPS))?;
@@ -120,6 +125,24 @@ fn shims(socket: &Path) -> Vec<i32> {
         name.starts_with(b"containerd-shim") && words.any(|word| word == socket)
     })
     .collect()
+}
+
+/// The sockets of shims, which lie outside our folders: each bundle says where.
+fn shim_sockets(run: &Path) -> Vec<PathBuf> {
+    let folders = |path: &Path| {
+        fs::read_dir(path)
+            .into_iter()
+            .flatten()
+            .flatten()
+            .map(|entry| entry.path())
+    };
+    let namespaces = folders(&run.join("containerd/io.containerd.runtime.v2.task"));
+    let bundles = namespaces.flat_map(|namespace| folders(&namespace).collect::<Vec<_>>());
+    bundles
+        .filter_map(|bundle| fs::read_to_string(bundle.join("address")).ok())
+        .filter_map(|address| address.trim().strip_prefix("unix://").map(PathBuf::from))
+        .filter(|socket| socket.starts_with("/run/containerd/s"))
+        .collect()
 }
 
 /// The mount points below `folder`, deepest last mounted first.

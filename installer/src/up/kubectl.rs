@@ -18,15 +18,17 @@ const DEMO_LABEL: &str = "app.kubernetes.io/part-of=kedge-demo";
 pub(super) struct Kubectl {
     program: PathBuf,
     kubeconfig: PathBuf,
+    cache: PathBuf,
 }
 
 impl Kubectl {
-    pub(super) fn new(program: &Path, layout: &Layout) -> Result<Self> {
+    pub(super) fn new(program: &Path, layout: &Layout, kubeconfig: PathBuf) -> Result<Self> {
         let ours = layout.bin().join("kubectl");
         let program = if ours.exists() { ours } else { program.to_owned() };
         let kubectl = Self {
             program,
-            kubeconfig: layout.kubeconfig(),
+            kubeconfig,
+            cache: layout.state.join("hub/kubectl-cache"),
         };
         kubectl.run(&["version", "--client"])?;
         Ok(kubectl)
@@ -40,7 +42,7 @@ impl Kubectl {
             .arg("--request-timeout=15s")
             .args(args);
         // Its cache of discovery belongs to this cluster, and nobody's ~/.kube is touched.
-        command.env("KUBECACHEDIR", self.kubeconfig.with_file_name("kubectl-cache"));
+        command.env("KUBECACHEDIR", &self.cache);
         command
     }
 

@@ -24,6 +24,8 @@ pub(super) struct Plan {
     pub(super) port: u16,
     pub(super) path: Vec<PathBuf>,
     pub(super) cni: PathBuf,
+    /// Kubeconfig of the cluster above the hub; none: the hub's own API.
+    pub(super) cluster: Option<PathBuf>,
 }
 
 impl Plan {
@@ -101,8 +103,9 @@ impl Layout {
         self.state.join("services")
     }
 
-    pub(super) fn kubeconfig(&self) -> PathBuf {
-        self.state.join("hub/admin.kubeconfig")
+    pub(super) fn kubeconfig(&self, plan: &Plan) -> PathBuf {
+        let embedded = || self.state.join("hub/admin.kubeconfig");
+        plan.cluster.clone().unwrap_or_else(embedded)
     }
 
     pub(super) fn containerd_socket(&self) -> PathBuf {
@@ -151,7 +154,9 @@ impl Layout {
             name: name.to_owned(),
             program,
             args: Vec::new(),
-            env: vec![("PATH".to_owned(), path), ("RUST_LOG".to_owned(), "info".to_owned())],
+            env: [("PATH", path.as_str()), ("RUST_LOG", "info"), ("NO_COLOR", "1")]
+                .map(|(name, value)| (name.to_owned(), value.to_owned()))
+                .into(),
             log: self.log(name),
         }
     }
@@ -177,15 +182,8 @@ impl Layout {
     pub(super) fn cloudhub_service(&self, plan: &Plan) -> Result<Service> {
         let mut service = self.service("cloudhub", self.binary("cloudhub")?, plan);
         let edges = plan.edges();
-        let api = format!("127.0.0.1:{}", plan.port);
-        let data = self.state.join("hub").display().to_string();
         let socket = self.hub_socket().display().to_string();
-        let args: [&str; 14] = [
-            "--embedded",
-            "--data",
-            &data,
-            "--listen",
-            &api,
+        let mut args = [
             "--join-listen",
             &edges,
             "--tunnel-listen",
@@ -194,13 +192,18 @@ impl Layout {
             "127.0.0.1",
             "--admin-socket",
             &socket,
-            "",
-        ];
-        service.args = args
-            .into_iter()
-            .filter(|arg| !arg.is_empty())
-            .map(str::to_owned)
-            .collect();
+        ]
+        .map(str::to_owned)
+        .to_vec();
+        let kubeconfig = self.kubeconfig(plan).display().to_string();
+        let data = self.state.join("hub").display().to_string();
+        let api = format!("127.0.0.1:{}", plan.port);
+        let above: &[&str] = match plan.cluster {
+            Some(_) => &["--kubeconfig", &kubeconfig],
+            None => &["--embedded", "--data", &data, "--listen", &api],
+        };
+        args.extend(above.iter().map(|arg| (*arg).to_owned()));
+        service.args = args;
         Ok(service)
     }
 
@@ -284,6 +287,7 @@ mod tests {
             port: 16443,
             path: vec!["/d/usr/bin".into()],
             cni: "/d/usr/lib/cni".into(),
+            cluster: None,
         }
     }
 
@@ -309,6 +313,20 @@ mod tests {
         ] {
             assert!(config.contains(line), "{line} in {config}");
         }
+    }
+
+    #[test]
+    fn the_hub_is_above_its_own_api_or_a_cluster() {
+        let layout = Layout::new(Path::new("/x/kedge-up"), Path::new("/y/kedge-up")).unwrap();
+        let cluster = Plan {
+            cluster: Some("/k.yaml".into()),
+            ..plan()
+        };
+        assert_eq!(
+            layout.kubeconfig(&plan()),
+            Path::new("/x/kedge-up/hub/admin.kubeconfig")
+        );
+        assert_eq!(layout.kubeconfig(&cluster), Path::new("/k.yaml"));
     }
 
     #[test]

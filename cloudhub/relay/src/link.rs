@@ -168,8 +168,13 @@ impl Link {
     /// # Errors
     /// When it is malformed. A class that is not known is ignored: a newer peer may have one.
     pub fn handle_message(&mut self, now: Now, message: Bytes) -> Result<(), DecodeError> {
+        let size = message.len();
         match wire::decode_packet(message)? {
-            packet::Body::Frame(frame) => {
+            packet::Body::Frame(mut frame) => {
+                if frame.payload.len() < size / 2 {
+                    // A small payload would keep its whole message in memory.
+                    frame.payload = Bytes::copy_from_slice(&frame.payload);
+                }
                 let Some(receiver) = self.receivers.get_mut(frame.class as usize) else {
                     return Ok(());
                 };
@@ -193,7 +198,7 @@ impl Link {
         Ok(())
     }
 
-    /// The owner has made all items of `class` up to `seq` durable.
+    /// The owner has made all items of `class` up to `seq` durable (of a class that is not ordered: this one).
     pub fn commit(&mut self, class: ClassId, seq: u64) {
         if let Some(receiver) = self.receivers.get_mut(usize::from(class.0)) {
             receiver.commit(seq);

@@ -39,6 +39,8 @@ use authority::Authority;
 const MAX_CONNECTIONS: usize = 256;
 /// A TLS handshake, and a request's head.
 const HANDSHAKE: Duration = Duration::from_secs(10);
+/// A stream to the edge: it is there at once, or all that the session may have are in use.
+const OPEN: Duration = Duration::from_secs(2);
 /// The edge's answer's head; a node that is away is known to be away.
 const ANSWER: Duration = Duration::from_secs(30);
 
@@ -220,9 +222,9 @@ impl Proxy {
     /// Passes the request to the edge, and what follows an upgrade in both directions.
     async fn forward(&self, mut request: Request<Incoming>) -> Result<Response<Body>, String> {
         let session = self.config.tunnel.session(&self.node).ok_or_else(|| self.away())?;
-        let stream = session
-            .open_stream()
+        let stream = tokio::time::timeout(OPEN, session.open_stream())
             .await
+            .map_err(|_| format!("node {} has no room for another stream within {OPEN:?}", self.node))?
             .map_err(|closed| format!("node {}: {closed}", self.node))?;
         let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
             .await

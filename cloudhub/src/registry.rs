@@ -63,6 +63,8 @@ struct State {
     named: HashMap<String, BTreeMap<ObjectKey, Option<Arc<Desired>>>>,
     /// Nodes whose pods are kept.
     served: HashSet<String>,
+    /// Nodes whose pods are in the last list of pods: those that were served when it was taken in.
+    listed: HashSet<String>,
     views: HashMap<String, watch::Sender<Arc<NodeView>>>,
 }
 
@@ -315,7 +317,10 @@ impl State {
             self.marks.clear();
         }
         match kind {
-            Kind::Pod => self.pods.clear(),
+            Kind::Pod => {
+                self.pods.clear();
+                self.listed.clone_from(&self.served);
+            }
             Kind::Node => self.nodes.clear(),
             _ => self.classes.clear(),
         }
@@ -417,7 +422,8 @@ impl State {
         let listed = [Kind::Pod, Kind::Node, Kind::RuntimeClass]
             .iter()
             .all(|kind| self.marks.contains_key(kind));
-        if !listed || self.identity.is_none() {
+        // A node that became served after the list of pods has none yet: an empty view would be proof that all are gone.
+        if !listed || !self.listed.contains(node) || self.identity.is_none() {
             return None;
         }
         let mut objects = BTreeMap::new();
@@ -523,6 +529,17 @@ mod tests {
             ["Pod/default/a"]
         );
         assert_eq!(state.pods.len(), 1);
+    }
+
+    #[test]
+    fn a_node_that_is_served_after_the_list_of_pods_waits_for_the_next_list() {
+        let mut state = state();
+        state.served.clear();
+        state.replace(Kind::Pod, vec![pod("a", "n", 2)], 2);
+        state.served.insert("n".into());
+        assert!(state.assemble("n").is_none(), "its pods were dropped from that list");
+        state.replace(Kind::Pod, Vec::new(), 3);
+        assert!(state.assemble("n").is_some());
     }
 
     #[test]

@@ -159,14 +159,17 @@ impl Authority {
 
 /// kubelet's mapping: the fine-grained subresource first, then `proxy`.
 fn attributes(method: &Method, path: &str) -> (&'static str, Vec<&'static str>) {
+    let under = |root: &str| path == root || path.starts_with(&format!("{root}/"));
+    let streams = ["/exec", "/attach", "/portForward", "/run"];
     let verb = match *method {
+        // An upgrade is a GET and still runs a command: `get` on nodes/proxy must not be enough.
+        Method::GET if streams.iter().any(|root| under(root)) => "create",
         Method::POST => "create",
         Method::PUT => "update",
         Method::PATCH => "patch",
         Method::DELETE => "delete",
         _ => "get",
     };
-    let under = |root: &str| path == root || path.starts_with(&format!("{root}/"));
     let subresources = if under("/stats") {
         vec!["stats"]
     } else if under("/metrics") {
@@ -207,6 +210,7 @@ mod tests {
         assert_eq!(attributes(&Method::GET, "/metrics/resource"), ("get", vec!["metrics"]));
         assert_eq!(attributes(&Method::GET, "/containerLogs/a/b/c"), ("get", vec!["proxy"]));
         assert_eq!(attributes(&Method::POST, "/exec/a/b/c"), ("create", vec!["proxy"]));
+        assert_eq!(attributes(&Method::GET, "/exec/a/b/c"), ("create", vec!["proxy"]));
         assert_eq!(attributes(&Method::GET, "/pods"), ("get", vec!["pods", "proxy"]));
         assert_eq!(attributes(&Method::GET, "/metricsfoo"), ("get", vec!["proxy"]));
     }

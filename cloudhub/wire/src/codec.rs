@@ -1,10 +1,13 @@
 //! Encoding, and decoding with a byte budget.
 //!
-//! prost reserves no more for a field than the message still holds, so a decoder allocates at most a small multiple of
-//! what arrived.
+//! A repeated field can cost many times its bytes: an empty submessage is two bytes on the wire and tens in memory. So the
+//! bytes are counted before they are decoded (`count`): there may be [`MAX_REPEATED`] fields in a message, and packed
+//! numbers shorter than 8 bytes only in short lists. Byte fields are slices of what arrived. So decoding allocates at most
+//! what arrived plus a constant, but for the growth of lists.
 
 use bytes::Bytes;
 use prost::Message;
+use prost::encoding::{DecodeContext, WireType, decode_varint};
 
 use crate::proto;
 
@@ -12,6 +15,12 @@ use crate::proto;
 pub const MAX_MESSAGE: usize = 64 * 1024;
 /// The largest item that is put together from fragments, bytes: an object may have 3 MiB.
 pub const MAX_ITEM: usize = 4 << 20;
+
+/// Fields that one message may have, each occurrence of a repeated one counted; a SnapshotSent has the most: a mark a kind.
+/// Lists of numbers are packed into one.
+pub const MAX_REPEATED: usize = 1024;
+/// The largest Ack, bytes: the only list of numbers of variable length.
+const MAX_ACK: usize = 1024;
 
 /// Why a message is refused.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
@@ -33,6 +42,12 @@ pub enum DecodeError {
         what: &'static str,
         /// prost's reason.
         source: prost::DecodeError,
+    },
+    /// It has more fields than it may.
+    #[error("a {what} with more than {MAX_REPEATED} fields")]
+    TooMany {
+        /// What it should be.
+        what: &'static str,
     },
     /// A field that must be there is not.
     #[error("a {what} without {field}")]
@@ -58,7 +73,42 @@ fn decode<T: Message + Default>(bytes: Bytes, what: &'static str, limit: usize) 
             limit,
         });
     }
+    if !count(&bytes) {
+        return Err(DecodeError::TooMany { what });
+    }
     T::decode(bytes).map_err(|source| DecodeError::Malformed { what, source })
+}
+
+/// Whether the body (the one field of `bytes`) has at most [`MAX_REPEATED`] fields, and there is one body. Malformed
+/// bytes pass: prost names what is wrong with them.
+fn count(bytes: &Bytes) -> bool {
+    let mut rest = bytes.clone();
+    let mut budget = MAX_REPEATED;
+    while let Some((_, body)) = field(&mut rest) {
+        budget = budget.saturating_sub(1);
+        let mut body = body.unwrap_or_default();
+        while field(&mut body).is_some() {
+            if budget == 0 {
+                return false;
+            }
+            budget -= 1;
+        }
+    }
+    budget > 0
+}
+
+/// The next field's number, and its bytes where it is length-delimited; `None` at the end or where it is malformed.
+fn field(bytes: &mut Bytes) -> Option<(u32, Option<Bytes>)> {
+    if bytes.is_empty() {
+        return None;
+    }
+    let (tag, kind) = prost::encoding::decode_key(bytes).ok()?;
+    if kind == WireType::LengthDelimited {
+        let length = usize::try_from(decode_varint(bytes).ok()?).ok()?;
+        return (length <= bytes.len()).then(|| (tag, Some(bytes.split_to(length))));
+    }
+    prost::encoding::skip_field(kind, tag, bytes, DecodeContext::default()).ok()?;
+    Some((tag, None))
 }
 
 /// Decodes a tunnel message of at most [`MAX_MESSAGE`] bytes.
@@ -66,6 +116,10 @@ fn decode<T: Message + Default>(bytes: Bytes, what: &'static str, limit: usize) 
 /// # Errors
 /// When it is too large, malformed or empty.
 pub fn decode_packet(bytes: Bytes) -> Result<proto::packet::Body, DecodeError> {
+    if field(&mut bytes.clone()).is_some_and(|(tag, _)| tag == 2) && bytes.len() > MAX_ACK {
+        let (what, size, limit) = ("acknowledgement", bytes.len(), MAX_ACK);
+        return Err(DecodeError::TooLarge { what, size, limit });
+    }
     let packet: proto::Packet = decode(bytes, "packet", MAX_MESSAGE)?;
     packet.body.ok_or(DecodeError::Missing {
         what: "packet",

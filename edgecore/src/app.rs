@@ -2,7 +2,7 @@
 //!
 //! * key → store (set aside where it is damaged) → everything else reads and writes it;
 //! * containerd: client and event pump; pods run on it and outlive us;
-//! * node manager → Node row, CNI; kubelet API ← the tunnel's streams; admin socket.
+//! * node manager → Node row, CNI; pods ← the store; hub ⇄ the store, its streams → kubelet API; admin socket.
 //!
 //! Nothing here waits for the network or the runtime: both may be away at the start. A store that fails while running ends the process (exit
 //! status 74), and it starts again on what is durable. SIGTERM ends it in order and touches no container.
@@ -20,9 +20,9 @@ use tokio::sync::watch;
 
 use crate::admin::{Admin, AdminError, Pages};
 use crate::config::{self, EdgecoreConfig};
+use crate::edgehub::EdgeHub;
 use crate::kubelet_api::KubeletApi;
 use crate::kubelet_api::pods::PodSource;
-use crate::link::LinkView;
 use crate::node::{NodeInfo, NodeManager};
 use crate::pods::{self, NodeFacts, PodManager, PodsConfig, Recorder};
 use crate::secret_key::{self, KeyError};
@@ -55,6 +55,9 @@ pub enum AppError {
     #[error(transparent)]
     Admin(#[from] AdminError),
     /// The store cannot be read.
+    #[error("cannot read the store")]
+    Read(#[from] metastore::ReadError),
+    /// The events in the store cannot be read.
     #[error("cannot read the store's events: {0}")]
     Rows(#[from] pods::rows::RowError),
     /// Signals cannot be waited for.
@@ -81,7 +84,7 @@ pub async fn build(config: EdgecoreConfig) -> Result<App, AppError> {
     tracing::info!(version = crate::node::report::KUBELET_VERSION, config = %json!(config), "edgecore starts");
     let config = Arc::new(config);
     make_folders(&config)?;
-    let (store, whole) = open_store(&config).await?;
+    let store = open_store(&config).await?;
     let mut supervisor = Supervisor::default();
 
     let (runtime, pump) = CriRuntime::new(&config.containerd.socket);
@@ -89,7 +92,8 @@ pub async fn build(config: EdgecoreConfig) -> Result<App, AppError> {
     supervisor.forever("containerd-events", pump.run());
 
     let kubelet_api = KubeletApi::new(&config, runtime.clone(), Arc::new(store.clone()));
-    let link = LinkView::alone(whole);
+    let hub = EdgeHub::new(config.clone(), store.clone(), kubelet_api.clone(), supervisor.stop())?;
+    let sessions = hub.sessions();
 
     let recorder = Recorder::new(Arc::new(store.clone()), &config.node_name)?;
     supervisor.until_stop("events", events(recorder.clone(), supervisor.stop()));
@@ -97,7 +101,7 @@ pub async fn build(config: EdgecoreConfig) -> Result<App, AppError> {
         config.clone(),
         store.clone(),
         runtime.clone(),
-        link.flags.clone(),
+        hub.flags(),
         recorder.clone(),
     );
     let node_info = node.info();
@@ -108,9 +112,9 @@ pub async fn build(config: EdgecoreConfig) -> Result<App, AppError> {
         rows: Arc::new(store.clone()),
         runtime,
         recorder,
-        api: link.api,
+        api: Arc::new(hub.api()),
         node: facts,
-        complete: link.complete,
+        complete: hub.complete(),
     };
     let pods = PodManager::new(pods_config(&config), parts);
     let stop = supervisor.stop();
@@ -119,10 +123,15 @@ pub async fn build(config: EdgecoreConfig) -> Result<App, AppError> {
         Ok::<(), String>(())
     });
 
+    supervisor.until_stop("hub", async move {
+        hub.run().await;
+        Ok::<(), String>(())
+    });
+
     let pages = Pages {
         config: json!(*config),
         node: node_info,
-        debug: debug_pages(&store),
+        debug: debug_pages(&store, sessions),
     };
     supervisor.forever("admin", Admin::bind(&config.admin_socket, pages)?.run());
     Ok(App {
@@ -224,8 +233,8 @@ fn make_folders(config: &EdgecoreConfig) -> Result<(), AppError> {
     make(&config.kubelet.pod_logs_dir, 0o755)
 }
 
-/// Opens the store on a thread of its own: it reads every record. False beside it says that the old one was set aside.
-async fn open_store(config: &EdgecoreConfig) -> Result<(Store, bool), AppError> {
+/// Opens the store on a thread of its own: it reads every record.
+async fn open_store(config: &EdgecoreConfig) -> Result<Store, AppError> {
     let key = secret_key::load_or_make(&config.store_key_file)?;
     let path = config.store_dir();
     let on_fatal = Arc::new(|reason: &str| {
@@ -242,19 +251,28 @@ async fn open_store(config: &EdgecoreConfig) -> Result<(Store, bool), AppError> 
     };
     let opened = tokio::task::spawn_blocking(move || Store::open_or_set_aside(&path, &options)).await??;
     let (store, aside) = opened;
-    let whole = aside.is_none();
     if let Some(aside) = aside {
         tracing::error!(path = %aside.path.display(), reason = %aside.reason, "the store was damaged and is set aside; pods go on, the hub will send their specs again");
     }
-    Ok((store, whole))
+    Ok(store)
 }
 
-fn debug_pages(store: &Store) -> Vec<(&'static str, crate::admin::Source)> {
+fn debug_pages(
+    store: &Store,
+    sessions: watch::Receiver<Option<tunnel::Session>>,
+) -> Vec<(&'static str, crate::admin::Source)> {
     let pods = store.clone();
     let pod = |entry: crate::kubelet_api::pods::PodEntry| -> Value {
         let m = |field| entry.metadata(field).to_owned();
         json!({"namespace": m("namespace"), "name": m("name"), "uid": m("uid"), "phase": entry.status["phase"], "podIP": entry.status["podIP"]})
     };
     let list = move || pods.pods().into_iter().map(pod).collect();
-    vec![("pods", Box::new(list))]
+    let session = move || {
+        let one = |session: &tunnel::Session| {
+            let peer = session.peer();
+            json!({"epoch": peer.epoch, "uplink": peer.uplink, "hub": peer.remote.to_string()})
+        };
+        sessions.borrow().as_ref().map(one).into_iter().collect()
+    };
+    vec![("pods", Box::new(list)), ("sessions", Box::new(session))]
 }

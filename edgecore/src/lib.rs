@@ -6,8 +6,8 @@
 pub mod admin;
 pub mod app;
 pub mod config;
+pub mod edgehub;
 pub mod kubelet_api;
-pub mod link;
 pub mod metrics;
 pub mod node;
 pub mod pods;

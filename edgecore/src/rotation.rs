@@ -7,7 +7,7 @@
 //!
 //! On failure the old certificate stays, and the next try comes after [`RETRY_AFTER`] or with the next session.
 
-mod exchange;
+pub(crate) mod exchange;
 pub mod pki;
 pub mod rejoin;
 
@@ -117,12 +117,15 @@ impl Rotation {
         let renewed = if now(&self.floor) >= identity.not_after && !self.join_address.is_empty() {
             rejoin::rejoin(self, &identity.node).await?
         } else {
-            let session = match sessions.wait_for(Option::is_some).await {
-                Ok(session) => session.clone(),
-                // The owner of sessions is gone: the process ends.
-                Err(_) => std::future::pending().await,
+            let session = sessions
+                .wait_for(Option::is_some)
+                .await
+                .ok()
+                .and_then(|session| session.clone());
+            // The owner of sessions is gone: the process ends.
+            let Some(session) = session else {
+                return std::future::pending().await;
             };
-            let Some(session) = session else { return Ok(()) };
             renew(&self.pki, &session, &identity.node).await?
         };
         let days = renewed.not_after.saturating_sub(now(&self.floor)).as_secs() / 86_400;

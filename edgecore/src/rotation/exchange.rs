@@ -12,7 +12,7 @@ use super::{RenewError, exchange_error};
 const MAX_ANSWER: usize = 64 * 1024;
 
 /// Posts and gives the text of a 200 answer. The caller sets the deadline.
-pub(super) async fn post(
+pub(crate) async fn post(
     stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static,
     path: &str,
     kind: &str,

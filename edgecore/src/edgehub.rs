@@ -1,0 +1,221 @@
+//! The edge's end of the cable.
+//!
+//! - hub → tunnel → [`relay::Link`] → [`relay::Replica`] (may it be believed?) → store: committed, then acknowledged
+//! - store's status, gone and event rows → [`outbox`] → link → hub; gone and event rows are deleted when the hub has them
+//! - streams that the hub opens → the kubelet API; [`HubApi`] opens streams of its own for tokens
+//!
+//! State: what survives is in the store under `relay/v1/` ([`rows`]): the incarnation, the last epoch, from which API the
+//! objects came and how old they are. A session's link and replica are made from it anew. Without a hub nothing here runs
+//! but the attempts to reach one; nothing else of the agent waits for them.
+
+mod api;
+mod outbox;
+mod rows;
+mod session;
+
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use metastore::Store;
+use tokio::sync::watch;
+use tunnel::{ClockFloor, Edge, EdgeConfig, Session};
+
+use crate::config::EdgecoreConfig;
+use crate::kubelet_api::KubeletApi;
+use crate::node::conditions::HubFlags;
+use crate::rotation::{Pki, PkiError, Rotation};
+
+pub use api::HubApi;
+
+/// After an error that no waiting inside the tunnel covers: certificates that cannot be read, a refusal.
+const PAUSE: Duration = Duration::from_secs(5);
+
+/// The edge's end of the cable.
+#[derive(Debug)]
+pub struct EdgeHub {
+    config: Arc<EdgecoreConfig>,
+    store: Store,
+    kubelet_api: KubeletApi,
+    flags: watch::Sender<HubFlags>,
+    sessions: watch::Sender<Option<Session>>,
+    complete: watch::Sender<bool>,
+    stop: watch::Receiver<bool>,
+    floor: ClockFloor,
+}
+
+impl EdgeHub {
+    /// Reads from the store whether it was ever filled; opens nothing yet.
+    ///
+    /// # Errors
+    /// When the store cannot be read.
+    pub fn new(
+        config: Arc<EdgecoreConfig>,
+        store: Store,
+        kubelet_api: KubeletApi,
+        stop: watch::Receiver<bool>,
+    ) -> Result<Self, metastore::ReadError> {
+        let state = rows::read_state(&store)?;
+        let floor = ClockFloor::new(rows::read_clock(&store)?.max(Duration::from_secs(BUILT)));
+        let trusted = wall() >= floor.get();
+        let flags = HubFlags {
+            clock_untrusted: !trusted,
+            desired_state_suspect: None,
+        };
+        Ok(Self {
+            config,
+            store,
+            kubelet_api,
+            flags: watch::Sender::new(flags),
+            sessions: watch::Sender::new(None),
+            complete: watch::Sender::new(state.synced),
+            stop,
+            floor,
+        })
+    }
+
+    /// What the Node tells of the hub.
+    pub fn flags(&self) -> watch::Receiver<HubFlags> {
+        self.flags.subscribe()
+    }
+
+    /// Whether the store has been filled by a whole snapshot: until then nothing here counts as an orphan.
+    pub fn complete(&self) -> watch::Receiver<bool> {
+        self.complete.subscribe()
+    }
+
+    /// The live session.
+    pub fn sessions(&self) -> watch::Receiver<Option<Session>> {
+        self.sessions.subscribe()
+    }
+
+    /// What pods ask of the API.
+    pub fn api(&self) -> HubApi {
+        HubApi::new(self.sessions.subscribe())
+    }
+
+    /// Keeps a session with the hub until `stop`, then says goodbye.
+    pub async fn run(mut self) {
+        if self.config.hub.addresses.is_empty() {
+            tracing::info!("no hub is configured: the node works alone");
+            let _ = self.stop.wait_for(|stop| *stop).await;
+            return;
+        }
+        let mut stop = self.stop.clone();
+        let edge = tokio::select! {
+            biased;
+            _ = stop.wait_for(|stop| *stop) => return,
+            edge = self.edge() => edge,
+        };
+        let rotation = Rotation {
+            pki: Pki::new(&self.config.pki_dir),
+            join_address: self.config.hub.join_address.clone(),
+            floor: self.floor.clone(),
+        };
+        let rotating = rotation.run(edge.clone(), self.sessions.subscribe(), self.stop.clone());
+        tokio::select! {
+            biased;
+            _ = stop.wait_for(|stop| *stop) => {}
+            () = self.keep(&edge) => {}
+            () = rotating => {}
+        }
+        self.sessions.send_replace(None);
+        edge.shutdown("edgecore stops").await;
+    }
+
+    /// The tunnel's end; waits for certificates that are not there yet.
+    async fn edge(&self) -> Arc<Edge> {
+        loop {
+            match self.try_edge() {
+                Ok(edge) => return Arc::new(edge),
+                Err(error) => {
+                    let source = std::error::Error::source(&error).map(ToString::to_string);
+                    tracing::warn!(%error, ?source, "the tunnel cannot be set up; has the node joined?");
+                }
+            }
+            tokio::time::sleep(PAUSE).await;
+        }
+    }
+
+    fn try_edge(&self) -> Result<Edge, EdgeError> {
+        let pki = Pki::new(&self.config.pki_dir);
+        let identity = pki.load()?;
+        let uplinks = self.config.uplinks.iter();
+        let config = EdgeConfig {
+            node: identity.node.clone(),
+            hubs: self.config.hub.addresses.clone(),
+            server_name: match self.config.hub.server_name.as_str() {
+                "" => tunnel::SERVER_NAME.to_owned(),
+                name => name.to_owned(),
+            },
+            roots: pki.roots()?,
+            certificate: identity.certificate,
+            incarnation: rows::incarnation(&self.store)?,
+            epochs: Arc::new(rows::Epochs::new(self.store.clone())),
+            boot_id: crate::node::machine::identity().boot_id,
+            uplinks: uplinks
+                .map(|u| tunnel::Uplink {
+                    name: u.name.clone(),
+                    device: u.device.clone(),
+                })
+                .collect(),
+            clock_floor: self.floor.clone(),
+        };
+        Ok(Edge::new(config)?)
+    }
+
+    async fn keep(&self, edge: &Edge) {
+        loop {
+            match edge.connect().await {
+                Ok(session) => self.one(session).await,
+                Err(error) => {
+                    tracing::warn!(%error, "no session with the hub");
+                    tokio::time::sleep(PAUSE).await;
+                }
+            }
+        }
+    }
+
+    async fn one(&self, session: Session) {
+        let hub_time = session.welcome().wall_time;
+        tracing::info!(epoch = session.peer().epoch, "session with the hub");
+        self.floor.raise(hub_time);
+        let far = hub_time.abs_diff(wall()) > Duration::from_secs(3600);
+        self.flags
+            .send_if_modified(|flags| std::mem::replace(&mut flags.clock_untrusted, far) != far);
+        if let Err(error) = rows::write_clock(&self.store, self.floor.get()).await {
+            tracing::warn!(%error, "could not store the hub's time");
+        }
+        self.sessions.send_replace(Some(session.clone()));
+        let ended = session::run(&self.store, &session, &self.kubelet_api, (&self.flags, &self.complete)).await;
+        self.sessions.send_replace(None);
+        match ended {
+            Ok(reason) => tracing::info!(%reason, "session over"),
+            Err(error) => {
+                tracing::error!(%error, "session broken off");
+                session.close(tunnel::CloseReason::PeerGoodbye {
+                    text: error.to_string(),
+                });
+            }
+        }
+    }
+}
+
+/// No certificate of this hub's CAs can be younger: the year in which this was written, since 1970.
+const BUILT: u64 = 1_790_000_000;
+
+fn wall() -> Duration {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()
+}
+
+/// Why the tunnel cannot be set up.
+#[derive(Debug, thiserror::Error)]
+enum EdgeError {
+    #[error("read this node's certificates")]
+    Pki(#[from] PkiError),
+    #[error("read the store")]
+    Read(#[from] metastore::ReadError),
+    #[error("write the store")]
+    Commit(#[from] metastore::CommitError),
+    #[error("set up the tunnel")]
+    Connect(#[from] tunnel::ConnectError),
+}

@@ -1,0 +1,207 @@
+//! One session with the hub: the task that moves items between link and store.
+
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use metastore::{Batch, Store};
+use relay::{Effect, Event, Faults, Item, Link, Replica};
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tokio::time::Instant;
+use tunnel::{CloseReason, Session};
+use wire::proto::{Down, Up, up};
+use wire::{ClassId, Now, Priority};
+
+use super::outbox::{self, Outbox};
+use super::rows;
+use crate::kubelet_api::KubeletApi;
+use crate::node::conditions::HubFlags;
+
+/// Why a session is broken off.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum SessionError {
+    #[error("the store cannot be read: {0}")]
+    Read(#[from] metastore::ReadError),
+    #[error("the store cannot be written: {0}")]
+    Commit(#[from] metastore::CommitError),
+    #[error("a message of the hub makes no sense: {0}")]
+    Decode(#[from] wire::DecodeError),
+}
+
+/// Streams of the hub at once; the tunnel allows fewer.
+const STREAMS: usize = 64;
+
+/// Runs until the session is over.
+pub(super) async fn run(
+    store: &Store,
+    session: &Session,
+    kubelet_api: &KubeletApi,
+    (flags, complete): (&watch::Sender<HubFlags>, &watch::Sender<bool>),
+) -> Result<CloseReason, SessionError> {
+    let replica = Replica::new(rows::read_state(store)?, rows::read_held(store)?, Faults::default());
+    let link = Link::new(Faults::default());
+    let mut task = Task {
+        store,
+        session,
+        flags,
+        complete,
+        link,
+        replica,
+        outbox: Outbox::default(),
+    };
+    tokio::select! {
+        ended = task.drive() => ended,
+        reason = streams(session, kubelet_api) => Ok(reason),
+    }
+}
+
+/// Serves the kubelet API on the streams that the hub opens.
+async fn streams(session: &Session, kubelet_api: &KubeletApi) -> CloseReason {
+    let mut tasks = JoinSet::new();
+    loop {
+        if tasks.len() >= STREAMS {
+            tasks.join_next().await;
+        }
+        match session.accept_stream().await {
+            Ok(stream) => {
+                let api = kubelet_api.clone();
+                tasks.spawn(async move { api.serve(stream).await });
+                while tasks.try_join_next().is_some() {}
+            }
+            Err(closed) => return closed.reason,
+        }
+    }
+}
+
+struct Task<'a> {
+    store: &'a Store,
+    session: &'a Session,
+    flags: &'a watch::Sender<HubFlags>,
+    complete: &'a watch::Sender<bool>,
+    link: Link,
+    replica: Replica,
+    outbox: Outbox,
+}
+
+impl Task<'_> {
+    async fn drive(&mut self) -> Result<CloseReason, SessionError> {
+        let mut watches = [outbox::STATUS, outbox::GONE, outbox::EVENT].map(|prefix| self.store.watch(prefix));
+        let hello = self.replica.hello();
+        self.control(up::Body::Hello(hello));
+        loop {
+            self.handle_events().await?;
+            self.outbox.fill(self.store, &mut self.link, now())?;
+            if let Some(reason) = self.transmit().await {
+                return Ok(reason);
+            }
+            let timeout = self
+                .link
+                .poll_timeout()
+                .map_or(Duration::from_secs(60), |at| at.saturating_sub(now().boottime));
+            let timeout = Instant::now() + timeout;
+            let [status, gone, event] = &mut watches;
+            tokio::select! {
+                biased;
+                message = self.session.recv() => match message {
+                    Ok(message) => self.link.handle_message(now(), message)?,
+                    Err(closed) => return Ok(closed.reason),
+                },
+                _ = status.changed() => {}
+                _ = gone.changed() => {}
+                _ = event.changed() => {}
+                () = tokio::time::sleep_until(timeout) => {}
+            }
+        }
+    }
+
+    /// Everything that has arrived, in one commit; then it is acknowledged.
+    async fn handle_events(&mut self) -> Result<(), SessionError> {
+        let mut batch = Batch::new();
+        let mut last = None;
+        while let Some(event) = self.link.poll_event() {
+            match event {
+                Event::Received {
+                    class, seq, payload, ..
+                } => {
+                    let body = wire::decode_down(payload)?;
+                    let effect = self.replica.handle(Down { body });
+                    self.answer(effect, &mut batch);
+                    if class == ClassId::DESIRED {
+                        last = Some(seq);
+                    }
+                }
+                Event::Acked { token, .. } => self.outbox.acked(token, &mut batch),
+                Event::Dropped { .. } => {}
+            }
+        }
+        self.store.commit(batch).await?;
+        if let Some(seq) = last {
+            self.link.commit(ClassId::DESIRED, seq);
+        }
+        let synced = self.replica.state().synced;
+        self.complete
+            .send_if_modified(|complete| std::mem::replace(complete, synced) != synced);
+        let suspicion = self.replica.suspicion().map(str::to_owned);
+        self.flags.send_if_modified(|flags| {
+            let changed = flags.desired_state_suspect != suspicion;
+            flags.desired_state_suspect = suspicion;
+            changed
+        });
+        Ok(())
+    }
+
+    fn answer(&mut self, effect: Effect, batch: &mut Batch) {
+        rows::add_changes(batch, effect.changes);
+        if let Some(suspect) = effect.suspect {
+            tracing::error!(reason = suspect.reason, stops = ?suspect.stops, "DesiredStateSuspect: the hub's state is not believed; pods go on");
+            self.control(up::Body::Suspect(suspect));
+        }
+        if let Some(hello) = effect.hello {
+            self.control(up::Body::Hello(hello));
+        }
+    }
+
+    fn control(&mut self, body: up::Body) {
+        let payload = wire::encode(&Up { body: Some(body) });
+        if let Err(error) = self.link.send(now(), Item::new(ClassId::CONTROL, payload)) {
+            // The hub has not answered the last ones: the session is about to die, and the next begins with a Hello.
+            tracing::warn!(%error, "a word of the session cannot be sent");
+        }
+    }
+
+    async fn transmit(&mut self) -> Option<CloseReason> {
+        while let Some(transmit) = self.link.poll_transmit(now()) {
+            for _ in 0..transmit.copies {
+                loop {
+                    match self.session.send(priority(transmit.priority), transmit.message.clone()) {
+                        Ok(()) => break,
+                        Err(tunnel::SendError::Busy) => self.session.ready().await,
+                        Err(tunnel::SendError::Closed(closed)) => return Some(closed.reason),
+                        Err(error) => {
+                            tracing::error!(%error, "a relay message is too large for the tunnel");
+                            break;
+                        }
+                    }
+                }
+            }
+        }
+        None
+    }
+}
+
+fn priority(priority: Priority) -> tunnel::Priority {
+    match priority {
+        Priority::Urgent => tunnel::Priority::Urgent,
+        Priority::Interactive => tunnel::Priority::Interactive,
+        Priority::Normal => tunnel::Priority::Normal,
+        Priority::Bulk => tunnel::Priority::Bulk,
+    }
+}
+
+fn now() -> Now {
+    let wall = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    Now {
+        boottime: crate::node::boottime(),
+        wall,
+        wall_trusted: true,
+    }
+}

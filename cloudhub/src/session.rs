@@ -14,6 +14,8 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use bytes::Bytes;
+use futures::FutureExt as _;
 use relay::{Event, Faults, Item, Link, Outgoing, Push, Source, SourceObject, SourceView};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
@@ -30,6 +32,8 @@ use crate::reports::{Departure, PodRef, Reports, SessionInfo};
 const MARKS: Duration = Duration::from_secs(300);
 /// A report that the API did not take is tried again after this.
 const RETRY: Duration = Duration::from_secs(1);
+/// Messages that are taken in one turn at most.
+const AT_ONCE: usize = 64;
 /// While a Hello waits for a view that is not older than its edge, it is looked at again this often.
 const CATCH_UP: Duration = Duration::from_millis(200);
 /// Annotation of a Node by which `kedge adopt` says which API is the truth.
@@ -168,13 +172,7 @@ impl Task {
             tokio::select! {
                 biased;
                 message = session.recv() => match message {
-                    Ok(message) => {
-                        if let Err(error) = self.link.handle_message(now(), message) {
-                            tracing::warn!(node = self.node, %error, "a message makes no sense");
-                            let text = format!("a message makes no sense: {error}");
-                            session.close(CloseReason::PeerGoodbye { text });
-                        }
-                    }
+                    Ok(message) => self.take(session, message),
                     Err(closed) => return closed.reason,
                 },
                 changed = view.changed() => {
@@ -189,8 +187,28 @@ impl Task {
         }
     }
 
+    /// Takes a message, and those that have arrived behind it; one that makes no sense ends the session.
+    fn take(&mut self, session: &Session, message: Bytes) {
+        let mut taken = 0;
+        let mut next = Some(message);
+        while let Some(message) = next {
+            if let Err(error) = self.link.handle_message(now(), message) {
+                tracing::warn!(node = self.node, %error, "a message makes no sense");
+                let text = format!("a message makes no sense: {error}");
+                session.close(CloseReason::PeerGoodbye { text });
+                return;
+            }
+            taken += 1;
+            let more = (taken < AT_ONCE).then(|| session.recv().now_or_never());
+            next = more.flatten().and_then(Result::ok);
+        }
+    }
+
     fn next_timeout(&self) -> Instant {
-        let waits = self.waiting_hello.as_ref().is_some_and(|waiting| waiting.list.is_some());
+        let waits = self
+            .waiting_hello
+            .as_ref()
+            .is_some_and(|waiting| waiting.list.is_some());
         let later = Instant::now() + if waits { CATCH_UP } else { Duration::from_secs(60) };
         let link = self
             .link
@@ -210,7 +228,10 @@ impl Task {
             self.shown = shown;
         } else if let Some(source) = &mut self.source {
             if self.shown != shown {
-                tracing::warn!(node = self.node, "the API is another one or went back in time; the node will judge");
+                tracing::warn!(
+                    node = self.node,
+                    "the API is another one or went back in time; the node will judge"
+                );
                 source.restart(source_view(view));
                 self.shown = shown;
             } else {
@@ -225,7 +246,9 @@ impl Task {
 
     /// Whether the view is older than what the edge has only because this hub has not caught up.
     fn must_wait(&mut self, view: &NodeView) -> bool {
-        let Some(waiting) = &mut self.waiting_hello else { return false };
+        let Some(waiting) = &mut self.waiting_hello else {
+            return false;
+        };
         if !is_behind(view, &waiting.hello) {
             return false;
         }
@@ -358,25 +381,31 @@ impl Task {
 
     /// Moves what the link has to send into the session; `Ok(false)` when something waits for room.
     fn transmit(&mut self, session: &Session) -> Result<bool, CloseReason> {
-        self.outgoing
-            .drain(&mut self.link, now(), |class, message| {
-                match session.send(priority(class), message) {
-                    Ok(()) => Ok(Push::Taken),
-                    Err(tunnel::SendError::Busy) => Ok(Push::Busy),
-                    Err(tunnel::SendError::Closed(closed)) => Err(closed.reason),
-                    Err(error) => {
-                        tracing::error!(%error, "a relay message is too large for the tunnel");
-                        Ok(Push::Taken)
-                    }
+        self.outgoing.drain(&mut self.link, now(), |class, message| {
+            match session.send(priority(class), message) {
+                Ok(()) => Ok(Push::Taken),
+                Err(tunnel::SendError::Busy) => Ok(Push::Busy),
+                Err(tunnel::SendError::Closed(closed)) => Err(closed.reason),
+                Err(error) => {
+                    tracing::error!(%error, "a relay message is too large for the tunnel");
+                    Ok(Push::Taken)
                 }
-            })
+            }
+        })
     }
 }
 
 /// Whether the view, of the API that the edge knows, is older than what the edge has.
 fn is_behind(view: &NodeView, hello: &Hello) -> bool {
-    let same = view.identity.as_ref().is_some_and(|identity| identity.0 == hello.identity);
-    let offered = |kind: &str| kind.parse::<Kind>().ok().and_then(|kind| view.marks.get(&kind).copied());
+    let same = view
+        .identity
+        .as_ref()
+        .is_some_and(|identity| identity.0 == hello.identity);
+    let offered = |kind: &str| {
+        kind.parse::<Kind>()
+            .ok()
+            .and_then(|kind| view.marks.get(&kind).copied())
+    };
     same && hello
         .marks
         .iter()

@@ -59,7 +59,7 @@ impl EdgeHub {
         let trusted = wall() >= floor.get();
         let flags = HubFlags {
             clock_untrusted: !trusted,
-            desired_state_suspect: None,
+            desired_state_suspect: state.forked.clone(),
         };
         Ok(Self {
             config,

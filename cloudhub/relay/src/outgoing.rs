@@ -58,7 +58,9 @@ impl Outgoing {
                 None => link.poll_transmit(now),
                 Some(limit) => link.poll_transmit_before(now, limit),
             };
-            let Some(transmit) = next else { return Ok(limit.is_none()) };
+            let Some(transmit) = next else {
+                return Ok(limit.is_none());
+            };
             let priority = transmit.priority;
             if !self.push(transmit, &mut push)? {
                 limit = Some(priority);

@@ -108,6 +108,12 @@ impl Replica {
         self.suspect.as_deref()
     }
 
+    /// Whether this session's hub has been judged; until then what was thought of the last one stands.
+    #[must_use]
+    pub fn has_judged(&self) -> bool {
+        self.begun
+    }
+
     /// What it keeps durably.
     #[must_use]
     pub fn state(&self) -> &ReplicaState {

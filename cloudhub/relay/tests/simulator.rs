@@ -585,7 +585,11 @@ fn restored(seed: u64, faults: Faults, meets: Meets) -> Vec<String> {
     simulation.settle();
     simulation.backup = simulation.world.clone();
     while simulation.world.rv < simulation.backup.rv + 20
-        || !simulation.world.objects.keys().any(|key| !simulation.backup.objects.contains_key(key))
+        || !simulation
+            .world
+            .objects
+            .keys()
+            .any(|key| !simulation.backup.objects.contains_key(key))
     {
         simulation.world.change(&mut simulation.rng);
     }
@@ -630,7 +634,11 @@ fn restored(seed: u64, faults: Faults, meets: Meets) -> Vec<String> {
 fn a_restored_api_changes_nothing_however_the_edge_meets_it() {
     for seed in 0..25 {
         for meets in [Meets::NewSession, Meets::SameSession, Meets::MovedOn] {
-            assert_eq!(restored(seed, Faults::default(), meets), Vec::<String>::new(), "seed {seed}");
+            assert_eq!(
+                restored(seed, Faults::default(), meets),
+                Vec::<String>::new(),
+                "seed {seed}"
+            );
         }
     }
 }
@@ -643,7 +651,12 @@ fn an_object_never_comes_without_the_mark_that_protects_it() {
         simulation.world.change(&mut simulation.rng);
         simulation.settle();
         simulation.backup = simulation.world.clone();
-        while simulation.world.objects.keys().all(|key| simulation.backup.objects.contains_key(key)) {
+        while simulation
+            .world
+            .objects
+            .keys()
+            .all(|key| simulation.backup.objects.contains_key(key))
+        {
             simulation.world.change(&mut simulation.rng);
         }
         // In the middle of it the session dies: in half of the runs before the new snapshot, in half of them live.
@@ -664,7 +677,11 @@ fn an_object_never_comes_without_the_mark_that_protects_it() {
         for _ in 0..500 {
             simulation.step(false);
         }
-        assert_eq!(simulation.violations, Vec::<String>::new(), "seed {seed}: had {before:?}");
+        assert_eq!(
+            simulation.violations,
+            Vec::<String>::new(),
+            "seed {seed}: had {before:?}"
+        );
     }
 }
 

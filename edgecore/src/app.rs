@@ -55,11 +55,11 @@ pub enum AppError {
     #[error(transparent)]
     Admin(#[from] AdminError),
     /// The store cannot be read.
-    #[error("cannot read the store")]
-    Read(#[from] metastore::ReadError),
-    /// The events in the store cannot be read.
     #[error("cannot read the store's events: {0}")]
     Rows(#[from] pods::rows::RowError),
+    /// The store cannot be read.
+    #[error("cannot read the store")]
+    Read(#[from] metastore::ReadError),
     /// Signals cannot be waited for.
     #[error("cannot wait for signals")]
     Signal(#[source] std::io::Error),
@@ -84,7 +84,7 @@ pub async fn build(config: EdgecoreConfig) -> Result<App, AppError> {
     tracing::info!(version = crate::node::report::KUBELET_VERSION, config = %json!(config), "edgecore starts");
     let config = Arc::new(config);
     make_folders(&config)?;
-    let store = open_store(&config).await?;
+    let (store, whole) = open_store(&config).await?;
     let mut supervisor = Supervisor::default();
 
     let (runtime, pump) = CriRuntime::new(&config.containerd.socket);
@@ -92,8 +92,13 @@ pub async fn build(config: EdgecoreConfig) -> Result<App, AppError> {
     supervisor.forever("containerd-events", pump.run());
 
     let kubelet_api = KubeletApi::new(&config, runtime.clone(), Arc::new(store.clone()));
-    let hub = EdgeHub::new(config.clone(), store.clone(), kubelet_api.clone(), supervisor.stop())?;
-    let sessions = hub.sessions();
+    let link = EdgeHub::new(
+        config.clone(),
+        store.clone(),
+        (kubelet_api.clone(), whole),
+        supervisor.stop(),
+    )?;
+    let sessions = link.sessions();
 
     let recorder = Recorder::new(Arc::new(store.clone()), &config.node_name)?;
     supervisor.until_stop("events", events(recorder.clone(), supervisor.stop()));
@@ -101,7 +106,7 @@ pub async fn build(config: EdgecoreConfig) -> Result<App, AppError> {
         config.clone(),
         store.clone(),
         runtime.clone(),
-        hub.flags(),
+        link.flags(),
         recorder.clone(),
     );
     let node_info = node.info();
@@ -112,9 +117,9 @@ pub async fn build(config: EdgecoreConfig) -> Result<App, AppError> {
         rows: Arc::new(store.clone()),
         runtime,
         recorder,
-        api: Arc::new(hub.api()),
+        api: Arc::new(link.api()),
         node: facts,
-        complete: hub.complete(),
+        complete: link.complete(),
     };
     let pods = PodManager::new(pods_config(&config), parts);
     let stop = supervisor.stop();
@@ -124,7 +129,7 @@ pub async fn build(config: EdgecoreConfig) -> Result<App, AppError> {
     });
 
     supervisor.until_stop("hub", async move {
-        hub.run().await;
+        link.run().await;
         Ok::<(), String>(())
     });
 
@@ -233,8 +238,8 @@ fn make_folders(config: &EdgecoreConfig) -> Result<(), AppError> {
     make(&config.kubelet.pod_logs_dir, 0o755)
 }
 
-/// Opens the store on a thread of its own: it reads every record.
-async fn open_store(config: &EdgecoreConfig) -> Result<Store, AppError> {
+/// Opens the store on a thread of its own: it reads every record. False beside it says that the old one was set aside.
+async fn open_store(config: &EdgecoreConfig) -> Result<(Store, bool), AppError> {
     let key = secret_key::load_or_make(&config.store_key_file)?;
     let path = config.store_dir();
     let on_fatal = Arc::new(|reason: &str| {
@@ -251,10 +256,11 @@ async fn open_store(config: &EdgecoreConfig) -> Result<Store, AppError> {
     };
     let opened = tokio::task::spawn_blocking(move || Store::open_or_set_aside(&path, &options)).await??;
     let (store, aside) = opened;
+    let whole = aside.is_none();
     if let Some(aside) = aside {
         tracing::error!(path = %aside.path.display(), reason = %aside.reason, "the store was damaged and is set aside; pods go on, the hub will send their specs again");
     }
-    Ok(store)
+    Ok((store, whole))
 }
 
 fn debug_pages(

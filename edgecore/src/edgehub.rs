@@ -44,19 +44,21 @@ pub struct EdgeHub {
 }
 
 impl EdgeHub {
-    /// Reads from the store whether it was ever filled; opens nothing yet.
+    /// Reads from the store whether it was ever filled; opens nothing yet. `whole`: the store was not set aside.
     ///
     /// # Errors
     /// When the store cannot be read.
     pub fn new(
         config: Arc<EdgecoreConfig>,
         store: Store,
-        kubelet_api: KubeletApi,
+        (kubelet_api, whole): (KubeletApi, bool),
         stop: watch::Receiver<bool>,
     ) -> Result<Self, metastore::ReadError> {
         let state = rows::read_state(&store)?;
         let floor = ClockFloor::new(rows::read_clock(&store)?.max(Duration::from_secs(BUILT)));
         let trusted = wall() >= floor.get();
+        // A node that works alone has all that it ever will.
+        let complete = state.synced || (whole && config.hub.addresses.is_empty());
         let flags = HubFlags {
             clock_untrusted: !trusted,
             desired_state_suspect: state.forked.clone(),
@@ -67,7 +69,7 @@ impl EdgeHub {
             kubelet_api,
             flags: watch::Sender::new(flags),
             sessions: watch::Sender::new(None),
-            complete: watch::Sender::new(state.synced),
+            complete: watch::Sender::new(complete),
             stop,
             floor,
         })

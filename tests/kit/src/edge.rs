@@ -353,7 +353,7 @@ disabled_plugins = ["io.containerd.snapshotter.v1.btrfs", "io.containerd.snapsho
         command
             .arg("--config")
             .arg(self.dir.join("etc/edgecore.yaml"))
-            .env("RUST_LOG", "info")
+            .env("RUST_LOG", std::env::var("KEDGE_LOG").unwrap_or_else(|_| "info".into()))
             .env("RUST_BACKTRACE", "1");
         self.edgecore = Some(Daemon::spawn("edgecore", &mut command, &self.dir.join("edgecore.log"))?);
         Ok(())

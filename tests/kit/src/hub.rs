@@ -118,7 +118,9 @@ impl<'a> Hub<'a> {
         } else {
             command.arg("--kubeconfig").arg(&self.kubeconfig);
         }
-        command.env("RUST_LOG", "info").env("RUST_BACKTRACE", "1");
+        command
+            .env("RUST_LOG", std::env::var("KEDGE_LOG").unwrap_or_else(|_| "info".into()))
+            .env("RUST_BACKTRACE", "1");
         command
     }
 

@@ -137,9 +137,9 @@ impl Site {
     fn filter(&self, link: &str) -> Result<()> {
         let hub = self.namespace("hub");
         let rules = format!(
-            "table inet kedge_{link} {{ chain in {{ type filter hook input priority 0; policy accept; iifname != \"{link}\" accept; \
-             ct state established,related accept; meta l4proto {{ tcp, udp }} th dport {JOIN_PORT} accept; tcp dport {API_PORT} accept; \
-             icmp type echo-request accept; counter drop; }} }}"
+            "table inet kedge_{link} {{\n chain in {{\n  type filter hook input priority 0; policy accept;\n  iifname != \"{link}\" accept\n  \
+             ct state established,related accept\n  meta l4proto {{ tcp, udp }} th dport {JOIN_PORT} accept\n  tcp dport {API_PORT} accept\n  \
+             icmp type echo-request accept\n  counter drop\n }}\n}}\n"
         );
         let file = self.dir.join(format!("{link}.nft"));
         fs::write(&file, rules)?;

@@ -61,6 +61,8 @@ struct State {
     marks: BTreeMap<Kind, u64>,
     /// By node: what was read by name; `None` = it is not there.
     named: HashMap<String, BTreeMap<ObjectKey, Option<Arc<Desired>>>>,
+    /// Lists of pods so far.
+    pod_lists: u64,
     /// Nodes whose pods are kept.
     served: HashSet<String>,
     /// Nodes whose pods are in the last list of pods: those that were served when it was taken in.
@@ -124,6 +126,18 @@ impl Registry {
         }
         self.changed.send_modify(|n| *n += 1);
         receiver
+    }
+
+    /// How many lists of all pods have been taken.
+    pub fn pod_lists(&self) -> u64 {
+        self.lock().pod_lists
+    }
+
+    /// Lists pods anew; returns what [`Self::pod_lists`] is then at least.
+    pub fn list_pods_again(&self) -> u64 {
+        let next = self.pod_lists() + 1;
+        self.list_pods.notify_one();
+        next
     }
 
     /// A pod that is bound to a served node.
@@ -320,6 +334,7 @@ impl State {
             Kind::Pod => {
                 self.pods.clear();
                 self.listed.clone_from(&self.served);
+                self.pod_lists += 1;
             }
             Kind::Node => self.nodes.clear(),
             _ => self.classes.clear(),

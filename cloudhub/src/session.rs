@@ -6,27 +6,36 @@
 //!
 //! State: [`Task`], owned by the task; it ends with its tunnel session and then says so to [`Reports`]. A report that
 //! cannot be written is tried again in order; later ones of its class wait.
+//!
+//! The hub never answers a Hello from a view older than what the edge has: it lists anew first. Where the API itself is
+//! older, or is another one, the answer starts over with Begin and the edge judges; no Delete is made of the difference.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use relay::{Event, Faults, Item, Link, Source, SourceObject, SourceView};
+use bytes::Bytes;
+use futures::FutureExt as _;
+use relay::{Event, Faults, Item, Link, Outgoing, Push, Source, SourceObject, SourceView};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tunnel::{CloseReason, Session};
-use wire::proto::{Adopt, Down, down, up};
+use wire::proto::{Adopt, Down, Hello, down, up};
 use wire::{ClassId, Now, Priority};
 
 use crate::registry::Registry;
-use crate::registry::view::NodeView;
+use crate::registry::view::{ApiIdentity, Kind, NodeView};
 use crate::reports::{Departure, PodRef, Reports, SessionInfo};
 
 /// Marks alone are sent this often: they keep a later hub from believing an older backup, and cost bytes.
 const MARKS: Duration = Duration::from_secs(300);
 /// A report that the API did not take is tried again after this.
 const RETRY: Duration = Duration::from_secs(1);
+/// Messages that are taken in one turn at most.
+const AT_ONCE: usize = 64;
+/// While a Hello waits for a view that is not older than its edge, it is looked at again this often.
+const CATCH_UP: Duration = Duration::from_millis(200);
 /// Annotation of a Node by which `kedge adopt` says which API is the truth.
 pub const ADOPT_ANNOTATION: &str = "kedge.dev/adopt";
 
@@ -70,8 +79,11 @@ async fn run(session: Session, deps: Deps) {
     let mut task = Task {
         node: peer.node.clone(),
         link: Link::new(Faults::default()),
+        outgoing: Outgoing::default(),
         source: None,
+        shown: (None, 0),
         waiting_hello: None,
+        registry: deps.registry.clone(),
         marks_at: Instant::now(),
         reports: deps.reports.clone(),
         pending: VecDeque::new(),
@@ -118,12 +130,23 @@ struct Pending {
     body: up::Body,
 }
 
+/// A Hello that is not answered yet.
+struct WaitingHello {
+    hello: Hello,
+    /// The list of pods that began after the Hello has at least this number.
+    list: Option<u64>,
+}
+
 struct Task {
     node: String,
     link: Link,
+    outgoing: Outgoing,
     source: Option<Source>,
-    /// A Hello that came before the view was complete.
-    waiting_hello: Option<wire::proto::Hello>,
+    /// From which API, in which era, the source's view is.
+    shown: (Option<ApiIdentity>, u64),
+    /// A Hello that came before there was a view to answer it from.
+    waiting_hello: Option<WaitingHello>,
+    registry: Registry,
     marks_at: Instant,
     reports: Arc<dyn Reports>,
     pending: VecDeque<Pending>,
@@ -141,20 +164,15 @@ impl Task {
             self.handle_events(&current).await;
             self.write_pending().await;
             self.fill();
-            if let Some(closed) = self.transmit(session).await {
-                return closed;
-            }
+            let blocked = match self.transmit(session) {
+                Ok(all) => !all,
+                Err(closed) => return closed,
+            };
             let timeout = self.next_timeout();
             tokio::select! {
                 biased;
                 message = session.recv() => match message {
-                    Ok(message) => {
-                        if let Err(error) = self.link.handle_message(now(), message) {
-                            tracing::warn!(node = self.node, %error, "a message makes no sense");
-                            let text = format!("a message makes no sense: {error}");
-                            session.close(CloseReason::PeerGoodbye { text });
-                        }
-                    }
+                    Ok(message) => self.take(session, message),
                     Err(closed) => return closed.reason,
                 },
                 changed = view.changed() => {
@@ -163,13 +181,35 @@ impl Task {
                     }
                     current = view.borrow_and_update().clone();
                 }
+                () = session.ready(), if blocked => {}
                 () = tokio::time::sleep_until(timeout) => {}
             }
         }
     }
 
+    /// Takes a message, and those that have arrived behind it; one that makes no sense ends the session.
+    fn take(&mut self, session: &Session, message: Bytes) {
+        let mut taken = 0;
+        let mut next = Some(message);
+        while let Some(message) = next {
+            if let Err(error) = self.link.handle_message(now(), message) {
+                tracing::warn!(node = self.node, %error, "a message makes no sense");
+                let text = format!("a message makes no sense: {error}");
+                session.close(CloseReason::PeerGoodbye { text });
+                return;
+            }
+            taken += 1;
+            let more = (taken < AT_ONCE).then(|| session.recv().now_or_never());
+            next = more.flatten().and_then(Result::ok);
+        }
+    }
+
     fn next_timeout(&self) -> Instant {
-        let later = Instant::now() + Duration::from_secs(60);
+        let waits = self
+            .waiting_hello
+            .as_ref()
+            .is_some_and(|waiting| waiting.list.is_some());
+        let later = Instant::now() + if waits { CATCH_UP } else { Duration::from_secs(60) };
         let link = self
             .link
             .poll_timeout()
@@ -179,18 +219,42 @@ impl Task {
 
     /// Takes a new view; alone-standing marks wait.
     fn take_view(&mut self, view: &NodeView) {
-        if !view.synced {
+        if !view.synced || view.identity.is_none() || self.must_wait(view) {
             return;
         }
-        if let Some(hello) = self.waiting_hello.take() {
-            self.source = Some(Source::new(&hello, source_view(view)));
+        let shown = (view.identity.clone(), view.era);
+        if let Some(waiting) = self.waiting_hello.take() {
+            self.source = Some(Source::new(&waiting.hello, source_view(view)));
+            self.shown = shown;
         } else if let Some(source) = &mut self.source {
-            let marks_due = self.marks_at.elapsed() > MARKS;
-            if source.set_view(source_view(view), marks_due) && marks_due {
-                self.marks_at = Instant::now();
+            if self.shown != shown {
+                tracing::warn!(
+                    node = self.node,
+                    "the API is another one or went back in time; the node will judge"
+                );
+                source.restart(source_view(view));
+                self.shown = shown;
+            } else {
+                let marks_due = self.marks_at.elapsed() > MARKS;
+                if source.set_view(source_view(view), marks_due) && marks_due {
+                    self.marks_at = Instant::now();
+                }
             }
         }
         self.adopt(view);
+    }
+
+    /// Whether the view is older than what the edge has only because this hub has not caught up.
+    fn must_wait(&mut self, view: &NodeView) -> bool {
+        let Some(waiting) = &mut self.waiting_hello else {
+            return false;
+        };
+        if !is_behind(view, &waiting.hello) {
+            return false;
+        }
+        let list = *waiting.list.get_or_insert_with(|| self.registry.list_pods_again());
+        // A list that began after the Hello and is older than what the edge has: the API itself went back.
+        self.registry.pod_lists() < list || !went_back(view, &waiting.hello)
     }
 
     /// Passes on what a person decided.
@@ -246,7 +310,7 @@ impl Task {
                 );
                 self.suspect = false;
                 self.source = None;
-                self.waiting_hello = Some(hello);
+                self.waiting_hello = Some(WaitingHello { hello, list: None });
                 self.take_view(view);
             }
             up::Body::Suspect(suspect) => {
@@ -322,29 +386,44 @@ impl Task {
         }
     }
 
-    async fn transmit(&mut self, session: &Session) -> Option<CloseReason> {
-        send_all(&mut self.link, session).await
+    /// Moves what the link has to send into the session; `Ok(false)` when something waits for room.
+    fn transmit(&mut self, session: &Session) -> Result<bool, CloseReason> {
+        self.outgoing.drain(&mut self.link, now(), |class, message| {
+            match session.send(priority(class), message) {
+                Ok(()) => Ok(Push::Taken),
+                Err(tunnel::SendError::Busy) => Ok(Push::Busy),
+                Err(tunnel::SendError::Closed(closed)) => Err(closed.reason),
+                Err(error) => {
+                    tracing::error!(%error, "a relay message is too large for the tunnel");
+                    Ok(Push::Taken)
+                }
+            }
+        })
     }
 }
 
-/// Moves what the link has to send into the session; waits where it is busy.
-async fn send_all(link: &mut Link, session: &Session) -> Option<CloseReason> {
-    while let Some(transmit) = link.poll_transmit(now()) {
-        for _ in 0..transmit.copies {
-            loop {
-                match session.send(priority(transmit.priority), transmit.message.clone()) {
-                    Ok(()) => break,
-                    Err(tunnel::SendError::Busy) => session.ready().await,
-                    Err(tunnel::SendError::Closed(closed)) => return Some(closed.reason),
-                    Err(error) => {
-                        tracing::error!(%error, "a relay message is too large for the tunnel");
-                        break;
-                    }
-                }
-            }
-        }
-    }
-    None
+/// Whether the view, of the API that the edge knows, is older than what the edge has.
+fn is_behind(view: &NodeView, hello: &Hello) -> bool {
+    let same = view
+        .identity
+        .as_ref()
+        .is_some_and(|identity| identity.0 == hello.identity);
+    let offered = |kind: &str| {
+        kind.parse::<Kind>()
+            .ok()
+            .and_then(|kind| view.marks.get(&kind).copied())
+    };
+    same && hello
+        .marks
+        .iter()
+        .any(|mark| offered(&mark.kind).unwrap_or_default() < mark.resource_version)
+}
+
+/// Whether the view's list of pods, just made, is older than what the edge has of anything: resourceVersions of one API
+/// come from one counter.
+fn went_back(view: &NodeView, hello: &Hello) -> bool {
+    let newest = hello.marks.iter().map(|mark| mark.resource_version).max();
+    view.marks.get(&Kind::Pod).copied() < newest
 }
 
 fn priority(priority: Priority) -> tunnel::Priority {

@@ -61,7 +61,7 @@ impl EdgeHub {
         let complete = state.synced || (whole && config.hub.addresses.is_empty());
         let flags = HubFlags {
             clock_untrusted: !trusted,
-            desired_state_suspect: None,
+            desired_state_suspect: state.forked.clone(),
         };
         Ok(Self {
             config,

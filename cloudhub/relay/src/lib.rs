@@ -4,6 +4,7 @@
 //!   [`Event::Received`], and are acknowledged when that end's owner has [`Link::commit`]ted them
 //!   * `sender`: what waits, what is on its way, repetition
 //!   * `receiver`: reassembly, order, duplicates, expiry
+//! * [`Outgoing`]: from a link into a transport whose queues fill up
 //! * on top of it, the desired state:
 //!   * [`Source`] at the hub: what the edge should hold against what it was sent → Apply, Delete, SnapshotSent
 //!   * [`Replica`] at the edge: what it holds, from which API, how old; decides what may be applied and what proves a
@@ -17,6 +18,7 @@
 mod digest;
 mod faults;
 mod link;
+mod outgoing;
 mod receiver;
 mod replica;
 mod sender;
@@ -25,5 +27,6 @@ mod source;
 pub use digest::{Digest, Entry, object_version};
 pub use faults::Faults;
 pub use link::{Event, Item, Link, SendError, Transmit};
+pub use outgoing::{Outgoing, Push};
 pub use replica::{Change, Effect, Held, Replica, ReplicaState};
 pub use source::{Key, Source, SourceObject, SourceView};

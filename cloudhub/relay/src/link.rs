@@ -168,8 +168,13 @@ impl Link {
     /// # Errors
     /// When it is malformed. A class that is not known is ignored: a newer peer may have one.
     pub fn handle_message(&mut self, now: Now, message: Bytes) -> Result<(), DecodeError> {
+        let size = message.len();
         match wire::decode_packet(message)? {
-            packet::Body::Frame(frame) => {
+            packet::Body::Frame(mut frame) => {
+                if frame.payload.len() < size / 2 {
+                    // A small payload would keep its whole message in memory.
+                    frame.payload = Bytes::copy_from_slice(&frame.payload);
+                }
                 let Some(receiver) = self.receivers.get_mut(frame.class as usize) else {
                     return Ok(());
                 };
@@ -193,7 +198,7 @@ impl Link {
         Ok(())
     }
 
-    /// The owner has made all items of `class` up to `seq` durable.
+    /// The owner has made all items of `class` up to `seq` durable (of a class that is not ordered: this one).
     pub fn commit(&mut self, class: ClassId, seq: u64) {
         if let Some(receiver) = self.receivers.get_mut(usize::from(class.0)) {
             receiver.commit(seq);
@@ -202,32 +207,43 @@ impl Link {
 
     /// The next message to send now: acknowledgements first, then by priority.
     pub fn poll_transmit(&mut self, now: Now) -> Option<Transmit> {
-        for &class in &self.order {
-            if let Some(ack) = self.receivers[class].poll() {
-                let message = wire::encode(&Packet {
-                    body: Some(packet::Body::Ack(ack)),
-                });
-                return Some(Transmit {
-                    priority: Priority::Urgent,
-                    copies: 1,
-                    message,
-                });
-            }
+        self.poll_ack().or_else(|| self.poll_frame(now, |_| true))
+    }
+
+    /// The next message that is more urgent than `limit`.
+    pub fn poll_transmit_before(&mut self, now: Now, limit: Priority) -> Option<Transmit> {
+        if limit == Priority::Urgent {
+            return None;
         }
-        for &class in &self.order {
-            if let Some(frame) = self.senders[class].poll(now) {
-                let message = wire::encode(&Packet {
-                    body: Some(packet::Body::Frame(frame)),
-                });
-                let row = &CLASSES[class];
-                return Some(Transmit {
-                    priority: row.priority,
-                    copies: row.copies,
-                    message,
-                });
-            }
-        }
-        None
+        self.poll_ack()
+            .or_else(|| self.poll_frame(now, |priority| priority < limit))
+    }
+
+    fn poll_ack(&mut self) -> Option<Transmit> {
+        let receivers = &mut self.receivers;
+        let ack = self.order.iter().find_map(|class| receivers[*class].poll())?;
+        Some(Transmit {
+            priority: Priority::Urgent,
+            copies: 1,
+            message: wire::encode(&Packet {
+                body: Some(packet::Body::Ack(ack)),
+            }),
+        })
+    }
+
+    fn poll_frame(&mut self, now: Now, wanted: impl Fn(Priority) -> bool) -> Option<Transmit> {
+        let senders = &mut self.senders;
+        let wanted = self.order.iter().filter(|class| wanted(CLASSES[**class].priority));
+        let (row, frame) = wanted
+            .copied()
+            .find_map(|class| Some((&CLASSES[class], senders[class].poll(now)?)))?;
+        Some(Transmit {
+            priority: row.priority,
+            copies: row.copies,
+            message: wire::encode(&Packet {
+                body: Some(packet::Body::Frame(frame)),
+            }),
+        })
     }
 
     /// When to call [`Self::poll_transmit`] again though nothing arrived: boot time.

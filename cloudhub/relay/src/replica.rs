@@ -2,7 +2,11 @@
 //!
 //! A deletion needs proof: a Delete that the hub saw, or absence from a snapshot that is complete (count and digest),
 //! comes from the API that the objects came from, and is not older than what this edge has committed. Else nothing is
-//! touched and the edge is *suspect* until a person decides (`kedge adopt`).
+//! touched and the edge is *suspect* until a person decides (`kedge adopt`), or until the API that it knows is back.
+//!
+//! An API that was older once has lost part of its history: its later resourceVersions prove nothing, however large. That
+//! suspicion is durable ([`ReplicaState::forked`]) and only an adoption ends it. An edge that holds nothing has nothing to
+//! lose and believes whoever comes.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -27,6 +31,8 @@ pub struct ReplicaState {
     pub marks: BTreeMap<String, u64>,
     /// Whether a snapshot has ever been completed.
     pub synced: bool,
+    /// Why this API's resourceVersions prove nothing any more: it was seen older than this edge.
+    pub forked: Option<String>,
 }
 
 /// A change that the owner commits.
@@ -65,8 +71,8 @@ pub struct Replica {
     faults: Faults,
     state: ReplicaState,
     held: BTreeMap<Key, Entry>,
-    /// The marks that this session's snapshot promises.
-    begun: Option<ReplicaState>,
+    /// Whether the hub has begun its answer to the last Hello.
+    begun: bool,
     suspect: Option<String>,
     /// Times that a snapshot did not match in this session.
     mismatches: u32,
@@ -78,17 +84,17 @@ impl Replica {
     pub fn new(state: ReplicaState, held: BTreeMap<Key, Held>, faults: Faults) -> Self {
         Self {
             faults,
+            suspect: state.forked.clone(),
             state,
             held,
-            begun: None,
-            suspect: None,
+            begun: false,
             mismatches: 0,
         }
     }
 
     /// The first word of a session.
     pub fn hello(&mut self) -> Hello {
-        self.begun = None;
+        self.begun = false;
         Hello {
             identity: self.state.identity.clone(),
             marks: marks(&self.state.marks),
@@ -102,6 +108,12 @@ impl Replica {
         self.suspect.as_deref()
     }
 
+    /// Whether this session's hub has been judged; until then what was thought of the last one stands.
+    #[must_use]
+    pub fn has_judged(&self) -> bool {
+        self.begun
+    }
+
     /// What it keeps durably.
     #[must_use]
     pub fn state(&self) -> &ReplicaState {
@@ -111,11 +123,11 @@ impl Replica {
     /// Takes an item of class `desired` (or an Adopt of class `control`).
     pub fn handle(&mut self, down: Down) -> Effect {
         match down.body {
-            Some(down::Body::Begin(begin)) => self.begin(&begin.identity, &begin.marks),
+            Some(down::Body::Begin(begin)) => self.begin(begin.identity, begin.marks),
             Some(down::Body::Apply(apply)) if self.believes() => self.apply(apply),
             Some(down::Body::Delete(delete)) if self.believes() => self.delete(&delete),
             Some(down::Body::SnapshotSent(snapshot)) if self.believes() => self.snapshot(snapshot),
-            Some(down::Body::Marks(marks)) if self.believes() && self.state.synced => self.advance(&marks.marks),
+            Some(down::Body::Marks(marks)) if self.believes() => self.advance(marks.marks),
             Some(down::Body::Adopt(adopt)) => self.adopt(adopt.identity),
             // What a suspect edge is sent is looked at again after the adoption's Hello.
             _ => Effect::default(),
@@ -123,41 +135,60 @@ impl Replica {
     }
 
     fn believes(&self) -> bool {
-        self.begun.is_some() && self.suspect.is_none()
+        self.begun && self.suspect.is_none()
     }
 
-    fn begin(&mut self, identity: &str, offered: &[Mark]) -> Effect {
-        let offered: BTreeMap<_, _> = offered.iter().map(|m| (m.kind.clone(), m.resource_version)).collect();
-        let older = self
-            .state
-            .marks
-            .iter()
-            .find(|(kind, have)| offered.get(*kind).is_none_or(|rv| rv < *have));
-        let reason = if !self.state.identity.is_empty() && self.state.identity != identity {
-            Some(format!(
+    fn begin(&mut self, identity: String, marks: Vec<Mark>) -> Effect {
+        self.begun = true;
+        let offered = by_kind(marks);
+        if self.held.is_empty() {
+            self.state = ReplicaState {
+                synced: self.state.synced && self.state.identity == identity,
+                identity: identity.clone(),
+                ..ReplicaState::default()
+            };
+        }
+        if self.state.identity != identity {
+            return self.doubt(format!(
                 "the hub's API is another one: {identity} instead of {}",
                 self.state.identity
-            ))
-        } else if let Some((kind, have)) = older.filter(|_| !self.faults.older_snapshot_accepted) {
-            let rv = offered.get(kind).copied().unwrap_or_default();
-            Some(format!(
-                "the hub's API is older than this node: {kind} at {rv} instead of {have} or later"
-            ))
-        } else {
-            None
-        };
-        self.begun = Some(ReplicaState {
-            identity: identity.to_owned(),
-            marks: offered,
-            synced: true,
-        });
-        match reason {
-            Some(reason) => self.doubt(reason),
-            None => {
-                self.suspect = None;
-                Effect::default()
-            }
+            ));
         }
+        if let Some(reason) = self.state.forked.clone() {
+            return self.doubt(reason);
+        }
+        if let Some(reason) = self.older(&offered) {
+            self.state.forked = Some(reason.clone());
+            let mut effect = self.doubt(reason);
+            effect.changes.push(Change::State(self.state.clone()));
+            return effect;
+        }
+        self.suspect = None;
+        self.raise(offered);
+        // Before anything of this state is applied, its marks are durable.
+        Effect {
+            changes: vec![Change::State(self.state.clone())],
+            ..Effect::default()
+        }
+    }
+
+    /// Why `offered` is older than what this edge has.
+    fn older(&self, offered: &BTreeMap<String, u64>) -> Option<String> {
+        let is_older = |(kind, have): &(&String, &u64)| offered.get(*kind).is_none_or(|rv| rv < have);
+        let (kind, have) = self.state.marks.iter().find(is_older)?;
+        let rv = offered.get(kind).copied().unwrap_or_default();
+        let reason = format!("the hub's API is older than this node: {kind} at {rv} instead of {have} or later");
+        Some(reason).filter(|_| !self.faults.older_snapshot_accepted)
+    }
+
+    fn raise(&mut self, offered: BTreeMap<String, u64>) -> bool {
+        let mut moved = false;
+        for (kind, rv) in offered {
+            let have = self.state.marks.entry(kind).or_default();
+            moved |= rv > *have;
+            *have = rv.max(*have);
+        }
+        moved
     }
 
     fn doubt(&mut self, reason: String) -> Effect {
@@ -185,16 +216,11 @@ impl Replica {
             return Effect::default();
         }
         self.held.insert(key.clone(), entry);
-        let mut changes = vec![Change::Put {
-            key,
-            object: apply.object,
-        }];
-        if self.state.identity.is_empty() {
-            self.state.identity = self.begun.as_ref().map(|b| b.identity.clone()).unwrap_or_default();
-            changes.push(Change::State(self.state.clone()));
-        }
         Effect {
-            changes,
+            changes: vec![Change::Put {
+                key,
+                object: apply.object,
+            }],
             ..Effect::default()
         }
     }
@@ -215,12 +241,15 @@ impl Replica {
 
     fn snapshot(&mut self, snapshot: SnapshotSent) -> Effect {
         let drop: BTreeSet<u64> = snapshot.drop.into_iter().collect();
+        let offered = by_kind(snapshot.marks);
+        let known = snapshot.identity == self.state.identity && self.older(&offered).is_none();
         let rest: BTreeMap<_, _> = self
             .held
             .iter()
             .filter(|(key, entry)| !drop.contains(&digest::short(key, entry)))
             .collect();
-        let complete = rest.len() as u64 == snapshot.count
+        let complete = known
+            && rest.len() as u64 == snapshot.count
             && digest::set(rest.iter().map(|(k, e)| (*k, *e))).as_slice() == snapshot.digest.as_ref();
         if !complete && !self.faults.count_ignored {
             self.mismatches += 1;
@@ -235,16 +264,8 @@ impl Replica {
         let rest: BTreeSet<Key> = rest.into_keys().cloned().collect();
         let removed: Vec<Key> = self.held.keys().filter(|key| !rest.contains(*key)).cloned().collect();
         self.held.retain(|key, _| rest.contains(key));
-        let offered: BTreeMap<_, _> = snapshot
-            .marks
-            .into_iter()
-            .map(|m| (m.kind, m.resource_version))
-            .collect();
-        self.state = ReplicaState {
-            identity: snapshot.identity,
-            marks: offered,
-            synced: true,
-        };
+        self.raise(offered);
+        self.state.synced = true;
         let mut changes: Vec<Change> = removed.into_iter().map(|key| Change::Remove { key }).collect();
         changes.push(Change::State(self.state.clone()));
         Effect {
@@ -253,22 +274,10 @@ impl Replica {
         }
     }
 
-    fn advance(&mut self, offered: &[Mark]) -> Effect {
-        let mut moved = false;
-        for mark in offered {
-            let have = self.state.marks.entry(mark.kind.clone()).or_default();
-            if mark.resource_version > *have {
-                *have = mark.resource_version;
-                moved = true;
-            }
-        }
-        let changes = if moved {
-            vec![Change::State(self.state.clone())]
-        } else {
-            Vec::new()
-        };
+    fn advance(&mut self, offered: Vec<Mark>) -> Effect {
+        let moved = self.raise(by_kind(offered));
         Effect {
-            changes,
+            changes: moved.then(|| Change::State(self.state.clone())).into_iter().collect(),
             ..Effect::default()
         }
     }
@@ -281,6 +290,7 @@ impl Replica {
             identity,
             marks: BTreeMap::new(),
             synced: self.state.synced,
+            forked: None,
         };
         let state = Change::State(self.state.clone());
         Effect {
@@ -299,4 +309,8 @@ fn marks(marks: &BTreeMap<String, u64>) -> Vec<Mark> {
             resource_version: *rv,
         })
         .collect()
+}
+
+fn by_kind(marks: Vec<Mark>) -> BTreeMap<String, u64> {
+    marks.into_iter().map(|m| (m.kind, m.resource_version)).collect()
 }

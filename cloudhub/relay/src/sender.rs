@@ -14,6 +14,10 @@ use crate::link::{Item, SendError};
 const FRAGMENT: usize = 60 * 1024;
 /// First repetition. The tunnel repeats lost packets itself: what is missing after this died with a path or a queue.
 const REPEAT: Duration = Duration::from_secs(1);
+/// Bookkeeping of one item, bytes; both ends count it against the budget.
+pub(crate) const OVERHEAD: usize = 256;
+/// Items on their way; fewer than a receiver's window.
+const FLIGHTS: usize = 1024;
 /// Repetitions back off to this.
 const REPEAT_MAX: Duration = Duration::from_secs(8);
 
@@ -24,6 +28,12 @@ struct Waiting {
     token: u64,
     /// Boot time after which it must not be delivered.
     deadline: Option<Duration>,
+}
+
+impl Waiting {
+    fn cost(&self) -> usize {
+        OVERHEAD + self.key.len() + self.payload.len()
+    }
 }
 
 #[derive(Debug)]
@@ -133,13 +143,14 @@ impl Sender {
         if let Some(seq) = self.due(now) {
             return self.frame(now, seq);
         }
-        if self.in_flight < self.row.budget / 2 || self.flights.is_empty() {
+        let has_room = self.in_flight < self.row.budget / 2 && self.flights.len() < FLIGHTS;
+        if has_room || self.flights.is_empty() {
             let item = self.waiting.pop_front()?;
             let fragments = item.payload.len().div_ceil(FRAGMENT).max(1);
             let fragments = u32::try_from(fragments).expect("an item has at most MAX_ITEM bytes");
             let seq = self.next_seq;
             self.next_seq += 1;
-            self.in_flight += item.payload.len();
+            self.in_flight += item.cost();
             let flight = Flight {
                 item,
                 next: 0,
@@ -222,27 +233,24 @@ impl Sender {
             .collect();
         for seq in expired {
             if let Some(flight) = self.flights.remove(&seq) {
-                self.in_flight -= flight.item.payload.len();
+                self.in_flight -= flight.item.cost();
                 self.fates.push_back(Fate::Dropped(flight.item.token));
             }
         }
     }
 
-    /// Takes the receiver's acknowledgement.
+    /// Takes the receiver's acknowledgement. What `also` lists is received in an ordered class and committed in another.
     pub(crate) fn acked(&mut self, now: Now, ack: &Ack) {
-        let committed: Vec<u64> = self.flights.range(..=ack.committed).map(|(seq, _)| *seq).collect();
+        let ordered = matches!(self.row.delivery, Delivery::Ordered | Delivery::LatestPerKey);
+        let mut committed: Vec<u64> = self.flights.range(..=ack.committed).map(|(seq, _)| *seq).collect();
+        let mut received: Vec<u64> = self.flights.range(..=ack.received).map(|(seq, _)| *seq).collect();
+        let list = if ordered { &mut received } else { &mut committed };
+        list.extend(&ack.also);
         for seq in committed {
             self.finish(seq);
         }
-        let received: Vec<u64> = self
-            .flights
-            .range(..=ack.received)
-            .map(|(s, _)| *s)
-            .chain(ack.also.iter().copied())
-            .collect();
         for seq in received {
-            let ordered = matches!(self.row.delivery, Delivery::Ordered | Delivery::LatestPerKey);
-            if !self.row.durable || !ordered {
+            if !self.row.durable {
                 self.finish(seq);
             } else if let Some(flight) = self.flights.get_mut(&seq).filter(|f| !f.received) {
                 flight.received = true;
@@ -254,7 +262,7 @@ impl Sender {
 
     fn finish(&mut self, seq: u64) {
         if let Some(flight) = self.flights.remove(&seq) {
-            self.in_flight -= flight.item.payload.len();
+            self.in_flight -= flight.item.cost();
             self.fates.push_back(Fate::Acked(flight.item.token));
         }
     }

@@ -2,6 +2,9 @@
 //!
 //! Level-triggered: a view replaces the last one, and only the difference to what the edge has is sent. An object that
 //! changes again before it is sent is sent once.
+//!
+//! Marks go down *before* the changes that they cover: an edge that has committed an object has committed a mark that is
+//! not below it, so that no backup from between can look complete to it.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -23,6 +26,15 @@ pub struct SourceObject {
     pub version: Digest,
     /// JSON.
     pub bytes: Bytes,
+}
+
+impl SourceObject {
+    fn entry(&self) -> Entry {
+        Entry {
+            uid: self.uid.clone(),
+            version: self.version,
+        }
+    }
 }
 
 /// All that an edge should hold.
@@ -52,41 +64,49 @@ pub struct Source {
 }
 
 impl Source {
-    /// Starts (again) with what the edge says it has.
+    /// Starts with what the edge says it has.
     #[must_use]
     pub fn new(hello: &Hello, view: SourceView) -> Self {
-        let mut unmatched: BTreeSet<u64> = hello.have.iter().copied().collect();
+        Self::with(hello.have.iter().copied().collect(), view)
+    }
+
+    /// Starts over with a view that does not continue the last one (the API behind the hub is another one or went back in
+    /// time): what is missing in it is no deletion that anybody saw. The edge judges it, as at the start of a session.
+    pub fn restart(&mut self, view: SourceView) {
+        let sent = self.sent.iter().map(|(key, entry)| digest::short(key, entry));
+        *self = Self::with(sent.chain(self.unmatched.iter().copied()).collect(), view);
+    }
+
+    fn with(mut unmatched: BTreeSet<u64>, view: SourceView) -> Self {
         let mut sent = BTreeMap::new();
         for (key, object) in &view.objects {
-            let entry = Entry {
-                uid: object.uid.clone(),
-                version: object.version,
-            };
+            let entry = object.entry();
             if unmatched.remove(&digest::short(key, &entry)) {
                 sent.insert(key.clone(), entry);
             }
         }
         let mut source = Self {
+            marks_sent: view.marks.clone(),
             view,
             sent,
             unmatched,
             pending: BTreeSet::new(),
             begin: true,
             snapshot: true,
-            marks_sent: BTreeMap::new(),
             marks_due: false,
         };
         source.find_pending();
         source
     }
 
-    /// Replaces the view. Marks alone are sent only when `marks_due`: they cost bytes and move all the time.
+    /// Replaces the view by a later one of the same API. Marks alone are sent only when `marks_due`: they cost bytes and
+    /// move all the time.
     ///
     /// Returns whether there is something to send.
     pub fn set_view(&mut self, view: SourceView, marks_due: bool) -> bool {
         self.view = view;
-        self.marks_due |= marks_due;
         self.find_pending();
+        self.marks_due |= marks_due || !self.pending.is_empty();
         !self.pending.is_empty() || (self.marks_due && self.marks_sent != self.view.marks)
     }
 
@@ -129,29 +149,24 @@ impl Source {
             };
             return Some((String::new(), down::Body::Begin(begin)));
         }
+        if std::mem::take(&mut self.marks_due) && self.marks_sent != self.view.marks {
+            return Some((String::new(), down::Body::Marks(Marks { marks: self.marks() })));
+        }
         if let Some(key) = self.pending.pop_first() {
             return Some((format!("{}/{}/{}", key.0, key.1, key.2), self.change(key)));
         }
         if std::mem::take(&mut self.snapshot) {
-            self.marks_sent = self.view.marks.clone();
             return Some((String::new(), down::Body::SnapshotSent(self.snapshot_sent())));
-        }
-        if std::mem::take(&mut self.marks_due) && self.marks_sent != self.view.marks {
-            self.marks_sent = self.view.marks.clone();
-            return Some((String::new(), down::Body::Marks(Marks { marks: self.marks() })));
         }
         None
     }
 
     fn change(&mut self, key: Key) -> down::Body {
         if let Some(object) = self.view.objects.get(&key) {
-            self.sent.insert(
-                key.clone(),
-                Entry {
-                    uid: object.uid.clone(),
-                    version: object.version,
-                },
-            );
+            let entry = object.entry();
+            // It went back to what the edge had at Hello: that is no leftover any more.
+            self.unmatched.remove(&digest::short(&key, &entry));
+            self.sent.insert(key.clone(), entry);
             return down::Body::Apply(Apply {
                 key: Some(wire_key(&key)),
                 uid: object.uid.clone(),
@@ -168,15 +183,16 @@ impl Source {
 
     fn snapshot_sent(&mut self) -> SnapshotSent {
         SnapshotSent {
-            identity: self.view.identity.clone(),
             marks: self.marks(),
+            identity: self.view.identity.clone(),
             count: self.sent.len() as u64,
             digest: digest::set(self.sent.iter()).to_vec().into(),
             drop: std::mem::take(&mut self.unmatched).into_iter().collect(),
         }
     }
 
-    fn marks(&self) -> Vec<Mark> {
+    fn marks(&mut self) -> Vec<Mark> {
+        self.marks_sent.clone_from(&self.view.marks);
         self.view
             .marks
             .iter()

@@ -1,10 +1,13 @@
 //! Encoding, and decoding with a byte budget.
 //!
-//! prost reserves no more for a field than the message still holds, so a decoder allocates at most a small multiple of
-//! what arrived.
+//! A repeated field can cost many times its bytes: an empty submessage is two bytes on the wire and tens in memory. So the
+//! bytes are counted before they are decoded (`count`): there may be [`MAX_REPEATED`] fields in a message, and packed
+//! numbers shorter than 8 bytes only in short lists. Byte fields are slices of what arrived. So decoding allocates at most
+//! what arrived plus a constant, but for the growth of lists.
 
 use bytes::Bytes;
 use prost::Message;
+use prost::encoding::{DecodeContext, WireType, decode_varint};
 
 use crate::proto;
 
@@ -12,6 +15,14 @@ use crate::proto;
 pub const MAX_MESSAGE: usize = 64 * 1024;
 /// The largest item that is put together from fragments, bytes: an object may have 3 MiB.
 pub const MAX_ITEM: usize = 4 << 20;
+
+/// Fields that one message may have, each occurrence of a repeated one counted; a SnapshotSent has the most: a mark a kind.
+/// Lists of numbers are packed into one.
+const MAX_REPEATED: usize = 1024;
+/// The largest Ack, bytes: the only list of numbers of variable length.
+const MAX_ACK: usize = 1024;
+/// Field `ack` of Packet.
+const PACKET_ACK: u32 = 2;
 
 /// Why a message is refused.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
@@ -33,6 +44,12 @@ pub enum DecodeError {
         what: &'static str,
         /// prost's reason.
         source: prost::DecodeError,
+    },
+    /// It has more fields than it may.
+    #[error("a {what} with more than {MAX_REPEATED} fields")]
+    TooMany {
+        /// What it should be.
+        what: &'static str,
     },
     /// A field that must be there is not.
     #[error("a {what} without {field}")]
@@ -58,7 +75,42 @@ fn decode<T: Message + Default>(bytes: Bytes, what: &'static str, limit: usize) 
             limit,
         });
     }
+    if !count(&bytes) {
+        return Err(DecodeError::TooMany { what });
+    }
     T::decode(bytes).map_err(|source| DecodeError::Malformed { what, source })
+}
+
+/// Whether the body (the one field of `bytes`) has at most [`MAX_REPEATED`] fields, and there is one body. Malformed
+/// bytes pass: prost names what is wrong with them.
+fn count(bytes: &Bytes) -> bool {
+    let mut rest = bytes.clone();
+    let mut budget = MAX_REPEATED;
+    while let Some((_, body)) = field(&mut rest) {
+        budget = budget.saturating_sub(1);
+        let mut body = body.unwrap_or_default();
+        while field(&mut body).is_some() {
+            if budget == 0 {
+                return false;
+            }
+            budget -= 1;
+        }
+    }
+    budget > 0
+}
+
+/// The next field's number, and its bytes where it is length-delimited; `None` at the end or where it is malformed.
+fn field(bytes: &mut Bytes) -> Option<(u32, Option<Bytes>)> {
+    if bytes.is_empty() {
+        return None;
+    }
+    let (tag, kind) = prost::encoding::decode_key(bytes).ok()?;
+    if kind == WireType::LengthDelimited {
+        let length = usize::try_from(decode_varint(bytes).ok()?).ok()?;
+        return (length <= bytes.len()).then(|| (tag, Some(bytes.split_to(length))));
+    }
+    prost::encoding::skip_field(kind, tag, bytes, DecodeContext::default()).ok()?;
+    Some((tag, None))
 }
 
 /// Decodes a tunnel message of at most [`MAX_MESSAGE`] bytes.
@@ -66,6 +118,14 @@ fn decode<T: Message + Default>(bytes: Bytes, what: &'static str, limit: usize) 
 /// # Errors
 /// When it is too large, malformed or empty.
 pub fn decode_packet(bytes: Bytes) -> Result<proto::packet::Body, DecodeError> {
+    let mut rest = bytes.clone();
+    while let Some((tag, body)) = field(&mut rest) {
+        let size = body.map_or(0, |body| body.len());
+        if tag == PACKET_ACK && size > MAX_ACK {
+            let (what, limit) = ("acknowledgement", MAX_ACK);
+            return Err(DecodeError::TooLarge { what, size, limit });
+        }
+    }
     let packet: proto::Packet = decode(bytes, "packet", MAX_MESSAGE)?;
     packet.body.ok_or(DecodeError::Missing {
         what: "packet",
@@ -93,7 +153,7 @@ pub fn decode_up(bytes: Bytes) -> Result<Option<proto::up::Body>, DecodeError> {
 mod tests {
     use super::*;
     use proptest::prelude::*;
-    use proto::{Apply, Down, Frame, Hello, Key, Mark, Packet, Up, down, packet, up};
+    use proto::{Ack, Apply, Down, Frame, Hello, Key, Mark, Packet, Up, down, packet, up};
 
     fn frame(payload: &[u8]) -> Packet {
         let body = Frame {
@@ -159,6 +219,122 @@ mod tests {
         let bytes = Bytes::from_static(&[0x0a, 0x06, 0x42, 0xff, 0xff, 0xff, 0xff, 0x0f]);
         assert!(decode_packet(bytes).is_err());
     }
+
+    #[test]
+    fn what_would_grow_in_memory_is_refused_before_decoding() {
+        let body = Some(up::Body::Hello(Hello {
+            marks: vec![Mark::default(); 200_000],
+            ..Hello::default()
+        }));
+        let bytes = encode(&Up { body });
+        assert!(bytes.len() < MAX_ITEM);
+        let what = "message from the edge";
+        assert_eq!(decode_up(bytes), Err(DecodeError::TooMany { what }));
+        let ack = Ack {
+            also: vec![1; 60_000],
+            ..Ack::default()
+        };
+        let bytes = encode(&Packet {
+            body: Some(packet::Body::Ack(ack)),
+        });
+        assert!(matches!(
+            decode_packet(bytes),
+            Err(DecodeError::TooLarge { limit: MAX_ACK, .. })
+        ));
+    }
+
+    #[test]
+    fn a_hello_of_many_objects_passes() {
+        let body = Some(up::Body::Hello(Hello {
+            identity: "cluster".into(),
+            marks: vec![Mark::default(); 5],
+            have: (0..10_000).collect(),
+        }));
+        assert_eq!(decode_up(encode(&Up { body: body.clone() })).unwrap(), body);
+    }
+
+    fn hex(message: &impl Message) -> String {
+        encode(message).iter().map(|b| format!("{b:02x}")).collect()
+    }
+
+    /// One of each body, so that a changed field number is seen.
+    #[test]
+    fn golden_bytes_of_every_body() {
+        let key = Some(Key {
+            kind: "Pod".into(),
+            namespace: "a".into(),
+            name: "b".into(),
+        });
+        let marks = vec![Mark {
+            kind: "Pod".into(),
+            resource_version: 9,
+        }];
+        let (uid, text) = ("u".to_owned(), |text: &'static str| Bytes::from_static(text.as_bytes()));
+        let down = [
+            down::Body::Begin(proto::Begin {
+                identity: "i".into(),
+                marks: marks.clone(),
+            }),
+            down::Body::Apply(Apply {
+                key: key.clone(),
+                uid: uid.clone(),
+                version: text("v"),
+                object: text("{}"),
+            }),
+            down::Body::Delete(proto::Delete {
+                key: key.clone(),
+                uid: uid.clone(),
+            }),
+            down::Body::SnapshotSent(proto::SnapshotSent {
+                identity: "i".into(),
+                marks: marks.clone(),
+                count: 2,
+                digest: text("d"),
+                drop: vec![3],
+            }),
+            down::Body::Marks(proto::Marks { marks }),
+            down::Body::Adopt(proto::Adopt { identity: "i".into() }),
+        ];
+        let up = [
+            up::Body::Suspect(proto::Suspect {
+                reason: "r".into(),
+                stops: vec!["a/b".into()],
+            }),
+            up::Body::Status(proto::Status {
+                key: key.clone(),
+                uid: uid.clone(),
+                object: text("{}"),
+            }),
+            up::Body::Gone(proto::Gone { key, uid }),
+            up::Body::Event(proto::Event { object: text("{}") }),
+        ];
+        let ack = Ack {
+            class: 1,
+            committed: 5,
+            received: 7,
+            also: vec![9],
+        };
+        let mut lines: Vec<String> = down.into_iter().map(|body| hex(&Down { body: Some(body) })).collect();
+        lines.extend(up.into_iter().map(|body| hex(&Up { body: Some(body) })));
+        lines.push(hex(&Packet {
+            body: Some(packet::Body::Ack(ack)),
+        }));
+        assert_eq!(lines, GOLDEN);
+    }
+
+    const GOLDEN: [&str; 11] = [
+        "0a0c0a016912070a03506f641009",
+        "12170a0b0a03506f641201611a01621201751a017622027b7d",
+        "1a100a0b0a03506f641201611a0162120175",
+        "221b0a016912070a03506f64100918022201642a080300000000000000",
+        "2a090a070a03506f641009",
+        "32030a0169",
+        "12080a01721203612f62",
+        "1a140a0b0a03506f641201611a01621201751a027b7d",
+        "22100a0b0a03506f641201611a0162120175",
+        "2a040a027b7d",
+        "1209080110051807220109",
+    ];
 
     proptest! {
         #[test]

@@ -21,6 +21,8 @@ struct StateRow {
     identity: String,
     marks: BTreeMap<String, u64>,
     synced: bool,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    forked: Option<String>,
 }
 
 /// From which API the objects came, and how old they are.
@@ -32,6 +34,7 @@ pub(super) fn read_state(store: &Store) -> Result<ReplicaState, ReadError> {
         identity: row.identity,
         marks: row.marks,
         synced: row.synced,
+        forked: row.forked,
     }))
 }
 
@@ -85,6 +88,7 @@ pub(super) fn add_changes(batch: &mut Batch, changes: Vec<Change>) {
                     identity: state.identity,
                     marks: state.marks,
                     synced: state.synced,
+                    forked: state.forked,
                 };
                 batch.put(STATE, serde_json::to_vec(&row).expect("a map of numbers is JSON"))
             }
@@ -163,6 +167,7 @@ mod tests {
             identity: "a".into(),
             marks: BTreeMap::from([("Pod".into(), 7)]),
             synced: true,
+            forked: Some("older".into()),
         };
         let mut batch = Batch::new();
         let put = |key| Change::Put {

@@ -2,8 +2,10 @@
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use bytes::Bytes;
+use futures::FutureExt as _;
 use metastore::{Batch, Store};
-use relay::{Effect, Event, Faults, Item, Link, Replica};
+use relay::{Effect, Event, Faults, Item, Link, Outgoing, Push, Replica};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
@@ -27,6 +29,8 @@ pub(super) enum SessionError {
     Decode(#[from] wire::DecodeError),
 }
 
+/// Messages that go into one commit at most: a commit costs a flush, and what is held back is not acknowledged.
+const AT_ONCE: usize = 256;
 /// Streams of the hub at once; the tunnel allows fewer.
 const STREAMS: usize = 64;
 
@@ -45,8 +49,10 @@ pub(super) async fn run(
         flags,
         complete,
         link,
+        outgoing: Outgoing::default(),
         replica,
         outbox: Outbox::default(),
+        report: true,
     };
     tokio::select! {
         ended = task.drive() => ended,
@@ -78,8 +84,11 @@ struct Task<'a> {
     flags: &'a watch::Sender<HubFlags>,
     complete: &'a watch::Sender<bool>,
     link: Link,
+    outgoing: Outgoing,
     replica: Replica,
     outbox: Outbox,
+    /// The rows to report may have changed, or there is room for more of them.
+    report: bool,
 }
 
 impl Task<'_> {
@@ -89,10 +98,13 @@ impl Task<'_> {
         self.control(up::Body::Hello(hello));
         loop {
             self.handle_events().await?;
-            self.outbox.fill(self.store, &mut self.link, now())?;
-            if let Some(reason) = self.transmit().await {
-                return Ok(reason);
+            if std::mem::take(&mut self.report) {
+                self.outbox.fill(self.store, &mut self.link, now())?;
             }
+            let blocked = match self.transmit() {
+                Ok(all) => !all,
+                Err(reason) => return Ok(reason),
+            };
             let timeout = self
                 .link
                 .poll_timeout()
@@ -102,15 +114,28 @@ impl Task<'_> {
             tokio::select! {
                 biased;
                 message = self.session.recv() => match message {
-                    Ok(message) => self.link.handle_message(now(), message)?,
+                    Ok(message) => self.take(message)?,
                     Err(closed) => return Ok(closed.reason),
                 },
-                _ = status.changed() => {}
-                _ = gone.changed() => {}
-                _ = event.changed() => {}
+                _ = status.changed() => self.report = true,
+                _ = gone.changed() => self.report = true,
+                _ = event.changed() => self.report = true,
+                () = self.session.ready(), if blocked => {}
                 () = tokio::time::sleep_until(timeout) => {}
             }
         }
+    }
+
+    /// Takes a message, and those that have arrived behind it.
+    fn take(&mut self, message: Bytes) -> Result<(), SessionError> {
+        self.link.handle_message(now(), message)?;
+        for _ in 1..AT_ONCE {
+            let Some(Ok(message)) = self.session.recv().now_or_never() else {
+                break;
+            };
+            self.link.handle_message(now(), message)?;
+        }
+        Ok(())
     }
 
     /// Everything that has arrived, in one commit; then it is acknowledged.
@@ -121,7 +146,7 @@ impl Task<'_> {
             match event {
                 Event::Received {
                     class, seq, payload, ..
-                } => {
+                } if matches!(class, ClassId::DESIRED | ClassId::CONTROL) => {
                     let body = wire::decode_down(payload)?;
                     let effect = self.replica.handle(Down { body });
                     tracing::debug!(class = class.0, seq, changes = effect.changes.len(), "from the hub");
@@ -130,8 +155,12 @@ impl Task<'_> {
                         last = Some(seq);
                     }
                 }
-                Event::Acked { token, .. } => self.outbox.acked(token, &mut batch),
-                Event::Dropped { .. } => {}
+                Event::Acked { token, .. } => {
+                    self.report = true;
+                    self.outbox.acked(token, &mut batch);
+                }
+                // A class that only a newer hub has use for.
+                Event::Received { .. } | Event::Dropped { .. } => {}
             }
         }
         self.store.commit(batch).await?;
@@ -141,6 +170,9 @@ impl Task<'_> {
         let synced = self.replica.state().synced;
         self.complete
             .send_if_modified(|complete| std::mem::replace(complete, synced) != synced);
+        if !self.replica.has_judged() {
+            return Ok(());
+        }
         let suspicion = self.replica.suspicion().map(str::to_owned);
         self.flags.send_if_modified(|flags| {
             let changed = flags.desired_state_suspect != suspicion;
@@ -169,23 +201,19 @@ impl Task<'_> {
         }
     }
 
-    async fn transmit(&mut self) -> Option<CloseReason> {
-        while let Some(transmit) = self.link.poll_transmit(now()) {
-            for _ in 0..transmit.copies {
-                loop {
-                    match self.session.send(priority(transmit.priority), transmit.message.clone()) {
-                        Ok(()) => break,
-                        Err(tunnel::SendError::Busy) => self.session.ready().await,
-                        Err(tunnel::SendError::Closed(closed)) => return Some(closed.reason),
-                        Err(error) => {
-                            tracing::error!(%error, "a relay message is too large for the tunnel");
-                            break;
-                        }
-                    }
+    /// Moves what the link has to send into the session; `Ok(false)` when something waits for room.
+    fn transmit(&mut self) -> Result<bool, CloseReason> {
+        self.outgoing.drain(&mut self.link, now(), |class, message| {
+            match self.session.send(priority(class), message) {
+                Ok(()) => Ok(Push::Taken),
+                Err(tunnel::SendError::Busy) => Ok(Push::Busy),
+                Err(tunnel::SendError::Closed(closed)) => Err(closed.reason),
+                Err(error) => {
+                    tracing::error!(%error, "a relay message is too large for the tunnel");
+                    Ok(Push::Taken)
                 }
             }
-        }
-        None
+        })
     }
 }
 

@@ -74,6 +74,11 @@ pub(crate) async fn run(args: Args) -> Result<()> {
     if args.down {
         return down::run(&layout).await;
     }
+    if args.cluster.is_none() {
+        bail!(
+            "this version of the hub has no API of its own: give --cluster KUBECONFIG, the cluster to put the hub above"
+        );
+    }
     up(&args, &layout).await
 }
 

@@ -311,7 +311,7 @@ impl SmallDisk {
 
     fn new(size: &str) -> Self {
         let disk = Self {
-            dir: tempfile::tempdir().unwrap(),
+            dir: tempfile::tempdir().expect("a temporary folder"),
         };
         disk.mount(nix::mount::MsFlags::empty(), size);
         disk

@@ -469,15 +469,13 @@ impl Worker {
                 if !good {
                     let grace = Duration::from_secs(self.pod.grace_seconds().unsigned_abs());
                     let message = "FailedPostStartHook".to_owned();
-                    self.kill(
-                        Kill {
-                            id,
-                            name,
-                            grace,
-                            message,
-                        },
-                        now,
-                    );
+                    let kill = Kill {
+                        id,
+                        name,
+                        grace,
+                        message,
+                    };
+                    self.kill(kill, now);
                 }
             }
             Outcome::Killed(id) => {

@@ -413,7 +413,10 @@ async fn sandbox_death(node: &mut Node) {
     let this: &Node = node;
     this.until("recreated", || fresh(this)).await;
     this.until_ready("web").await;
-    assert_eq!(this.status("web")["containerStatuses"][0]["restartCount"], 2);
+    // The row from before the death says Ready too.
+    let counted = || this.status("web")["containerStatuses"][0]["restartCount"] == 2;
+    this.until("the restart is counted", counted).await;
+    this.until_ready("web").await;
     assert_eq!(
         this.exec(&this.container_id("web"), "cat /scratch/file /etc/config/greeting")
             .await,

@@ -107,6 +107,8 @@ impl Site {
     pub fn wire(&self, role: &str, number: u8) -> Result<()> {
         let (hub, edge) = (self.namespace("hub"), self.namespace(role));
         let link = format!("e{number}");
+        // The kernel takes a dead machine's namespace, and with it the old pair, down in its own time.
+        let _ = run(Command::new("ip").args(["-n", &hub, "link", "del", &link]));
         run(Command::new("ip").args([
             "-n", &hub, "link", "add", &link, "type", "veth", "peer", "name", "eth0", "netns", &edge,
         ]))?;
@@ -137,7 +139,7 @@ impl Site {
     fn filter(&self, link: &str) -> Result<()> {
         let hub = self.namespace("hub");
         let rules = format!(
-            "table inet kedge_{link} {{\n chain in {{\n  type filter hook input priority 0; policy accept;\n  iifname != \"{link}\" accept\n  \
+            "table inet kedge_{link}\ndelete table inet kedge_{link}\ntable inet kedge_{link} {{\n chain in {{\n  type filter hook input priority 0; policy accept;\n  iifname != \"{link}\" accept\n  \
              ct state established,related accept\n  meta l4proto {{ tcp, udp }} th dport {JOIN_PORT} accept\n  tcp dport {API_PORT} accept\n  \
              icmp type echo-request accept\n  counter drop\n }}\n}}\n"
         );

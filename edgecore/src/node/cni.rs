@@ -119,7 +119,7 @@ pub fn masquerade_rules(config: &NetworkConfig, cidrs: &[String]) -> String {
             let hook = "type nat hook postrouting priority 100;";
             let _ = write!(
                 rules,
-                "table {family} kedge_masquerade {{ chain postrouting {{ {hook}\n{lines}}} }}\n"
+                "table {family} kedge_masquerade {{\nchain postrouting {{\n{hook}\n{lines}}}\n}}\n"
             );
         }
     }
@@ -205,6 +205,26 @@ mod tests {
             "{rules}"
         );
         assert!(!rules.contains("drop"), "{rules}");
+    }
+
+    #[test]
+    fn regression_nft_takes_the_masquerade_rules() {
+        let rules = masquerade_rules(
+            &NetworkConfig::default(),
+            &["10.244.3.0/24".into(), "fd00:3::/64".into()],
+        );
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), &rules).unwrap();
+        let checked = std::process::Command::new("nft")
+            .arg("-cf")
+            .arg(file.path())
+            .output()
+            .unwrap();
+        assert!(
+            checked.status.success(),
+            "{}\n{rules}",
+            String::from_utf8_lossy(&checked.stderr)
+        );
     }
 
     #[test]

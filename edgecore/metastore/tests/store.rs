@@ -231,6 +231,19 @@ fn a_damaged_store_opens_whole_or_is_set_aside() {
     assert!(set_aside > 0, "no damage was noticed at all");
 }
 
+/// This test program again; under an emulator (`$KEDGE_TEST_RUNNER`) by that.
+fn myself() -> Command {
+    let program = std::env::current_exe().expect("/proc/self/exe is there");
+    match std::env::var_os("KEDGE_TEST_RUNNER") {
+        Some(runner) => {
+            let mut command = Command::new(runner);
+            command.arg(program);
+            command
+        }
+        None => Command::new(program),
+    }
+}
+
 /// The child of the next test: commits for ever and prints each key once its commit returned.
 #[test]
 fn child_that_writes() {
@@ -252,7 +265,7 @@ fn what_was_acknowledged_survives_kill_9() {
     let path = dir.path().join("store");
     let mut next = 0_u32;
     for round in 1..=3 {
-        let mut child = Command::new(std::env::current_exe().unwrap())
+        let mut child = myself()
             .args(["--exact", "child_that_writes", "--nocapture"])
             .env("METASTORE_CHILD", &path)
             .stdout(Stdio::piped())
@@ -345,7 +358,7 @@ fn child_that_fills_the_disk() {
 fn a_full_disk_ends_the_process_and_loses_nothing_that_was_acknowledged() {
     let disk = SmallDisk::new("8m");
     let path = disk.dir.path().join("store");
-    let mut child = Command::new(std::env::current_exe().unwrap())
+    let mut child = myself()
         .args(["--exact", "child_that_fills_the_disk", "--nocapture"])
         .env("METASTORE_FULL_CHILD", &path)
         .stdout(Stdio::piped())

@@ -115,7 +115,6 @@ struct Simulation {
     suspicions: u64,
     /// Faults may damage what only the hub's side can do: it sends wrong counts.
     lie_about_count: bool,
-    last_put: BTreeMap<Key, Held>,
     violations: Vec<String>,
 }
 
@@ -146,7 +145,6 @@ impl Simulation {
             deadlines: BTreeMap::new(),
             suspicions: 0,
             lie_about_count: false,
-            last_put: BTreeMap::new(),
             violations: Vec::new(),
         };
         simulation.session();
@@ -405,7 +403,6 @@ impl Simulation {
                     if self.disk.objects.get(&key).is_some_and(|(have, _)| *have == held) {
                         self.violations.push(format!("{key:?} is applied twice"));
                     }
-                    self.last_put.insert(key.clone(), held.clone());
                     self.disk.objects.insert(key, (held, object));
                 }
                 Change::Remove { key } => {

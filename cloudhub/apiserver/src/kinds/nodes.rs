@@ -1,0 +1,5 @@
+//! To be written.
+
+use crate::kinds::Row;
+
+pub(super) const ROWS: &[Row] = &[];

@@ -1,0 +1,26 @@
+//! The embedded Kubernetes API: an HTTPS API server over a sled store. It knows neither kube nor the controllers.
+//!
+//! One request, from the socket to the disk and back:
+//!
+//! * [`http`]: TLS, bounds, routing, content types
+//! * [`auth`]: who asks (client certificate, token, impersonation), may they (RBAC, Node), admission
+//! * [`schema`]: is the body an object of that kind: unknown fields, wrong types; how lists merge in a patch
+//! * [`kinds`]: a row and a strategy a kind: defaults, validation, what a write may change, columns
+//! * [`registry`]: the one function that every write goes through; lists and watches
+//! * [`store`]: objects by key, resourceVersions, the log that watches read; commits are grouped by `metastore`
+//!
+//! State: [`store::Store`] owns all of it. A request that fails has changed nothing. A store that fails ends the process, which
+//! starts again on it.
+
+pub mod auth;
+pub mod bootstrap;
+pub mod http;
+pub mod kinds;
+mod object;
+mod patch;
+pub mod registry;
+pub mod schema;
+mod selector;
+pub mod status;
+pub mod store;
+mod table;

@@ -1,0 +1,349 @@
+//! What the API answers when it refuses: `meta.k8s.io/v1 Status`, with the reasons, causes and words of the real server
+//! (apimachinery `api/errors` and `util/validation/field`).
+
+use serde_json::{Map, Value, json};
+
+/// A refusal.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{message}")]
+pub struct Status {
+    /// HTTP status.
+    pub code: u16,
+    /// Machine-readable reason, CamelCase.
+    pub reason: &'static str,
+    /// What a person reads.
+    pub message: String,
+    /// What the refusal is about.
+    pub details: Option<Box<Details>>,
+}
+
+/// What a refusal is about.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Details {
+    /// Name of the object.
+    pub name: String,
+    /// API group.
+    pub group: String,
+    /// Kind or plural, as the real server has it there.
+    pub kind: String,
+    /// One a fault.
+    pub causes: Vec<Cause>,
+    /// When to ask again, seconds.
+    pub retry_after_seconds: u32,
+}
+
+/// One fault.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Cause {
+    /// `FieldValueRequired`, `FieldValueInvalid`, …
+    pub reason: &'static str,
+    /// The fault without the field.
+    pub message: String,
+    /// The field's path.
+    pub field: String,
+}
+
+/// `GROUP/RESOURCE` as it stands in messages: `pods`, `deployments.apps`.
+fn qualified(group: &str, resource: &str) -> String {
+    if group.is_empty() {
+        resource.to_owned()
+    } else {
+        format!("{resource}.{group}")
+    }
+}
+
+impl Status {
+    /// A refusal without details.
+    pub fn new(code: u16, reason: &'static str, message: impl Into<String>) -> Self {
+        Self {
+            code,
+            reason,
+            message: message.into(),
+            details: None,
+        }
+    }
+
+    fn about(code: u16, reason: &'static str, message: String, group: &str, kind: &str, name: &str) -> Self {
+        let details = Details {
+            name: name.into(),
+            group: group.into(),
+            kind: kind.into(),
+            ..Details::default()
+        };
+        Self {
+            code,
+            reason,
+            message,
+            details: Some(Box::new(details)),
+        }
+    }
+
+    /// 404 for an object of `resource` (plural).
+    pub fn not_found(group: &str, resource: &str, name: &str) -> Self {
+        let message = format!("{} {name:?} not found", qualified(group, resource));
+        Self::about(404, "NotFound", message, group, resource, name)
+    }
+
+    /// 404 for a path that is not served.
+    pub fn no_such_path() -> Self {
+        Self::new(404, "NotFound", "the server could not find the requested resource")
+    }
+
+    /// 409 on creation.
+    pub fn already_exists(group: &str, resource: &str, name: &str) -> Self {
+        let message = format!("{} {name:?} already exists", qualified(group, resource));
+        Self::about(409, "AlreadyExists", message, group, resource, name)
+    }
+
+    /// 409 on update.
+    pub fn conflict(group: &str, resource: &str, name: &str, why: &str) -> Self {
+        let message = format!(
+            "Operation cannot be fulfilled on {} {name:?}: {why}",
+            qualified(group, resource)
+        );
+        Self::about(409, "Conflict", message, group, resource, name)
+    }
+
+    /// 403 with the real server's words.
+    pub fn forbidden(group: &str, resource: &str, name: &str, why: &str) -> Self {
+        let message = if name.is_empty() {
+            format!("{} is forbidden: {why}", qualified(group, resource))
+        } else {
+            format!("{} {name:?} is forbidden: {why}", qualified(group, resource))
+        };
+        Self::about(403, "Forbidden", message, group, resource, name)
+    }
+
+    /// 422 with every fault.
+    pub fn invalid(group: &str, kind: &str, name: &str, errors: Errors) -> Self {
+        let words: Vec<String> = errors
+            .list
+            .iter()
+            .map(|c| format!("{}: {}", c.field, c.message))
+            .collect();
+        let text = match words.as_slice() {
+            [one] => one.clone(),
+            many => format!("[{}]", many.join(", ")),
+        };
+        let message = format!("{} {name:?} is invalid: {text}", qualified(group, kind));
+        let mut status = Self::about(422, "Invalid", message, group, kind, name);
+        if let Some(details) = &mut status.details {
+            details.causes = errors.list;
+        }
+        status
+    }
+
+    /// 400.
+    pub fn bad_request(message: impl Into<String>) -> Self {
+        Self::new(400, "BadRequest", message)
+    }
+
+    /// 401.
+    pub fn unauthorized() -> Self {
+        Self::new(401, "Unauthorized", "Unauthorized")
+    }
+
+    /// 410: a resourceVersion or continue token that is too old.
+    pub fn expired(message: impl Into<String>) -> Self {
+        Self::new(410, "Expired", message)
+    }
+
+    /// 405.
+    pub fn method_not_allowed() -> Self {
+        Self::new(
+            405,
+            "MethodNotAllowed",
+            "the server does not allow this method on the requested resource",
+        )
+    }
+
+    /// 406, 415, … have no details.
+    pub fn unsupported_media_type(message: impl Into<String>) -> Self {
+        Self::new(415, "UnsupportedMediaType", message)
+    }
+
+    /// 413.
+    pub fn too_large(message: impl Into<String>) -> Self {
+        Self::new(413, "RequestEntityTooLarge", message)
+    }
+
+    /// 429, as eviction gives it.
+    pub fn too_many_requests(message: impl Into<String>, retry_after_seconds: u32) -> Self {
+        let mut status = Self::new(429, "TooManyRequests", message);
+        status.details = Some(Box::new(Details {
+            retry_after_seconds,
+            ..Details::default()
+        }));
+        status
+    }
+
+    /// 500.
+    pub fn internal(message: impl std::fmt::Display) -> Self {
+        let mut status = Self::new(500, "InternalError", format!("Internal error occurred: {message}"));
+        status.details = Some(Box::new(Details {
+            causes: vec![Cause {
+                reason: "",
+                message: message.to_string(),
+                field: String::new(),
+            }],
+            ..Details::default()
+        }));
+        status
+    }
+
+    /// The same with causes.
+    #[must_use]
+    pub fn with_causes(mut self, causes: Vec<Cause>) -> Self {
+        self.details.get_or_insert_default().causes = causes;
+        self
+    }
+
+    /// As the API writes it.
+    pub fn to_json(&self) -> Value {
+        let mut status =
+            json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure", "message": self.message});
+        if !self.reason.is_empty() {
+            status["reason"] = json!(self.reason);
+        }
+        if let Some(details) = &self.details {
+            status["details"] = details.to_json();
+        }
+        status["code"] = json!(self.code);
+        status
+    }
+}
+
+impl Details {
+    fn to_json(&self) -> Value {
+        let mut out = Map::new();
+        for (field, text) in [("name", &self.name), ("group", &self.group), ("kind", &self.kind)] {
+            if !text.is_empty() {
+                out.insert(field.into(), json!(text));
+            }
+        }
+        if !self.causes.is_empty() {
+            let causes = self.causes.iter().map(Cause::to_json).collect();
+            out.insert("causes".into(), Value::Array(causes));
+        }
+        if self.retry_after_seconds > 0 {
+            out.insert("retryAfterSeconds".into(), json!(self.retry_after_seconds));
+        }
+        Value::Object(out)
+    }
+}
+
+impl Cause {
+    fn to_json(&self) -> Value {
+        let mut out = Map::new();
+        for (field, text) in [
+            ("reason", self.reason),
+            ("message", &self.message),
+            ("field", &self.field),
+        ] {
+            if !text.is_empty() {
+                out.insert(field.into(), json!(text));
+            }
+        }
+        Value::Object(out)
+    }
+}
+
+/// The faults of one object, collected; paths are written as `spec.containers[0].image`, `metadata.labels[a/b]`.
+#[derive(Debug, Clone, Default)]
+pub struct Errors {
+    list: Vec<Cause>,
+}
+
+impl Errors {
+    /// Whether nothing was wrong.
+    pub fn is_empty(&self) -> bool {
+        self.list.is_empty()
+    }
+
+    /// The faults.
+    pub fn causes(&self) -> &[Cause] {
+        &self.list
+    }
+
+    fn add(&mut self, reason: &'static str, field: impl Into<String>, message: String) {
+        self.list.push(Cause {
+            reason,
+            message,
+            field: field.into(),
+        });
+    }
+
+    /// The field must be there. `detail` may be empty.
+    pub fn required(&mut self, field: impl Into<String>, detail: &str) {
+        let message = if detail.is_empty() {
+            "Required value".into()
+        } else {
+            format!("Required value: {detail}")
+        };
+        self.add("FieldValueRequired", field, message);
+    }
+
+    /// The value is not one of those that the field takes.
+    pub fn invalid(&mut self, field: impl Into<String>, value: &Value, detail: &str) {
+        let value = show(value);
+        let message = if detail.is_empty() {
+            format!("Invalid value: {value}")
+        } else {
+            format!("Invalid value: {value}: {detail}")
+        };
+        self.add("FieldValueInvalid", field, message);
+    }
+
+    /// The value is not in the list.
+    pub fn not_supported(&mut self, field: impl Into<String>, value: &Value, supported: &[&str]) {
+        let names: Vec<String> = supported.iter().map(|s| format!("{s:?}")).collect();
+        let message = format!(
+            "Unsupported value: {}: supported values: {}",
+            show(value),
+            names.join(", ")
+        );
+        self.add("FieldValueNotSupported", field, message);
+    }
+
+    /// Two list items have one key.
+    pub fn duplicate(&mut self, field: impl Into<String>, value: &Value) {
+        self.add(
+            "FieldValueDuplicate",
+            field,
+            format!("Duplicate value: {}", show(value)),
+        );
+    }
+
+    /// The field must not be set, or not so.
+    pub fn forbidden(&mut self, field: impl Into<String>, detail: &str) {
+        self.add("FieldValueForbidden", field, format!("Forbidden: {detail}"));
+    }
+
+    /// The named thing does not exist.
+    pub fn not_found(&mut self, field: impl Into<String>, value: &Value) {
+        self.add("FieldValueNotFound", field, format!("Not found: {}", show(value)));
+    }
+
+    /// More than `limit` bytes.
+    pub fn too_long(&mut self, field: impl Into<String>, limit: usize) {
+        self.add(
+            "FieldValueTooLong",
+            field,
+            format!("Too long: may not be more than {limit} bytes"),
+        );
+    }
+
+    /// More than `limit` items.
+    pub fn too_many(&mut self, field: impl Into<String>, actual: usize, limit: usize) {
+        self.add(
+            "FieldValueTooMany",
+            field,
+            format!("Too many: {actual}: must have at most {limit} items"),
+        );
+    }
+}
+
+/// A value as Go prints it in such a message: strings quoted, `null`, numbers bare, objects as JSON.
+fn show(value: &Value) -> String {
+    value.to_string()
+}

@@ -1,0 +1,532 @@
+//! Every object, in memory and on the disk, and the log of changes that watches read.
+//!
+//! * a writer stages its change under the lock: the object must still be what the writer saw; it gets the next resourceVersion
+//! * the committer ([`Committer`]) takes all that is staged, commits it as one batch of `metastore`, then makes it visible, in order
+//! * reads and watches see only what is on the disk; the next writer of the same object sees what is staged
+//!
+//! A caller that goes away while it waits changes nothing: a staged change is committed whole. A failed commit ends the process
+//! (`metastore`'s rule), for what was staged on top of it would be lost.
+//!
+//! The log of changes is in memory and bounded: a watch from before it (also from before a restart) gets 410 and lists again, as
+//! clients do after etcd's compaction.
+
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::ops::Bound;
+use std::path::Path;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use bytes::Bytes;
+use metastore::{Batch, CommitError, OpenError};
+use serde_json::Value;
+use tokio::sync::{Notify, oneshot, watch};
+
+use crate::kinds;
+use crate::object;
+
+/// Changes that a watch may be behind.
+const LOG_EVENTS: usize = 16_384;
+/// Bytes of objects that the log may hold on to.
+const LOG_BYTES: usize = 32 << 20;
+/// Changes that may be staged at once; more wait for their turn outside.
+const STAGED: usize = 1024;
+const VERSION_KEY: &str = "version";
+const OBJECT_PREFIX: &str = "o/";
+
+/// Where an object is: storage prefix of its kind, namespace ("" for cluster-scoped), name.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Key {
+    /// [`kinds::Row::storage`].
+    pub storage: &'static str,
+    /// Namespace, or "".
+    pub namespace: String,
+    /// Name.
+    pub name: String,
+}
+
+impl Key {
+    /// A key.
+    pub fn new(storage: &'static str, namespace: &str, name: &str) -> Self {
+        Self {
+            storage,
+            namespace: namespace.into(),
+            name: name.into(),
+        }
+    }
+
+    fn record(&self) -> String {
+        format!("{OBJECT_PREFIX}{}/{}/{}", self.storage, self.namespace, self.name)
+    }
+}
+
+/// An object as it is stored. Never changes.
+#[derive(Debug)]
+pub struct Stored {
+    /// Where it is.
+    pub key: Key,
+    /// Its resourceVersion.
+    pub resource_version: u64,
+    /// JSON, with `metadata.resourceVersion`.
+    pub bytes: Bytes,
+    /// `metadata.labels`.
+    pub labels: Vec<(String, String)>,
+    /// Selectable fields beside name and namespace.
+    pub fields: Vec<(&'static str, String)>,
+}
+
+impl Stored {
+    fn new(key: Key, resource_version: u64, mut value: Value) -> Self {
+        object::metadata(&mut value).insert("resourceVersion".into(), resource_version.to_string().into());
+        let bytes = Bytes::from(serde_json::to_vec(&value).expect("JSON values can be written"));
+        Self::index(key, resource_version, &value, bytes)
+    }
+
+    fn index(key: Key, resource_version: u64, value: &Value, bytes: Bytes) -> Self {
+        let labels = value.pointer("/metadata/labels").and_then(Value::as_object);
+        let labels = labels.into_iter().flatten();
+        let labels = labels.map(|(k, v)| (k.clone(), v.as_str().unwrap_or_default().to_owned()));
+        let row = kinds::rows().find(|r| r.storage == key.storage);
+        let fields = row
+            .into_iter()
+            .flat_map(|r| r.selectable)
+            .map(|(label, pointer)| (*label, field(value, pointer)));
+        Self {
+            labels: labels.collect(),
+            fields: fields.collect(),
+            key,
+            resource_version,
+            bytes,
+        }
+    }
+
+    /// The object, parsed.
+    pub fn value(&self) -> Value {
+        serde_json::from_slice(&self.bytes).expect("written by us and checksummed")
+    }
+
+    /// A selectable field; None when this kind has no such field.
+    pub fn field(&self, label: &str) -> Option<&str> {
+        match label {
+            "metadata.name" => Some(&self.key.name),
+            "metadata.namespace" => Some(&self.key.namespace),
+            _ => self.fields.iter().find(|(l, _)| *l == label).map(|(_, v)| v.as_str()),
+        }
+    }
+}
+
+/// A field as a selector compares it: booleans as words, absent as "".
+fn field(value: &Value, pointer: &str) -> String {
+    match value.pointer(pointer) {
+        Some(Value::String(text)) => text.clone(),
+        Some(Value::Bool(flag)) => flag.to_string(),
+        Some(Value::Number(number)) => number.to_string(),
+        _ => String::new(),
+    }
+}
+
+/// One change.
+#[derive(Debug)]
+pub struct Change {
+    /// Its resourceVersion.
+    pub resource_version: u64,
+    /// What the object was; None: it is new.
+    pub previous: Option<Arc<Stored>>,
+    /// What it is now; for a deletion, its last state with the deletion's resourceVersion.
+    pub object: Arc<Stored>,
+    /// Whether this deleted it.
+    pub deleted: bool,
+}
+
+/// What a writer believes the object to be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Expect {
+    /// It is not there.
+    Absent,
+    /// It has this resourceVersion.
+    Version(u64),
+}
+
+/// Why a write failed.
+#[derive(Debug, thiserror::Error)]
+pub enum WriteError {
+    /// The object is not what the writer believed.
+    #[error("the object has been modified")]
+    Conflict,
+    /// Too many changes are waiting for the disk.
+    #[error("too many changes are waiting for the disk")]
+    Busy,
+    /// The store is closed.
+    #[error("the store is closed")]
+    Closed,
+}
+
+struct Staged {
+    object: Arc<Stored>,
+    previous: Option<Arc<Stored>>,
+    deleted: bool,
+    done: oneshot::Sender<()>,
+}
+
+#[derive(Default)]
+struct State {
+    /// The last resourceVersion given.
+    given: u64,
+    /// The last one that is visible.
+    visible: u64,
+    objects: BTreeMap<Key, Arc<Stored>>,
+    /// What the next writer of a key must see: None = deleted.
+    staged_objects: HashMap<Key, Option<Arc<Stored>>>,
+    staged: Vec<Staged>,
+    log: VecDeque<Arc<Change>>,
+    log_bytes: usize,
+    /// Watches may begin at this resourceVersion or later.
+    log_start: u64,
+}
+
+impl State {
+    fn latest(&self, key: &Key) -> Option<&Arc<Stored>> {
+        match self.staged_objects.get(key) {
+            Some(staged) => staged.as_ref(),
+            None => self.objects.get(key),
+        }
+    }
+
+    fn publish(&mut self, staged: Staged) {
+        let Staged {
+            object,
+            previous,
+            deleted,
+            done,
+        } = staged;
+        self.visible = object.resource_version;
+        if deleted {
+            self.objects.remove(&object.key);
+        } else {
+            self.objects.insert(object.key.clone(), object.clone());
+        }
+        let last = self.staged_objects.get(&object.key);
+        let is_last = match last {
+            Some(Some(latest)) => Arc::ptr_eq(latest, &object),
+            Some(None) => deleted,
+            None => false,
+        };
+        if is_last {
+            self.staged_objects.remove(&object.key);
+        }
+        self.log_bytes += object.bytes.len();
+        let resource_version = object.resource_version;
+        self.log.push_back(Arc::new(Change {
+            resource_version,
+            previous,
+            object,
+            deleted,
+        }));
+        while self.log.len() > LOG_EVENTS || self.log_bytes > LOG_BYTES {
+            let Some(oldest) = self.log.pop_front() else { break };
+            self.log_bytes -= oldest.object.bytes.len();
+            self.log_start = oldest.resource_version;
+        }
+        // The caller may have gone away: the change stands.
+        let _ = done.send(());
+    }
+}
+
+struct Shared {
+    state: Mutex<State>,
+    disk: metastore::Store,
+    work: Notify,
+    versions: watch::Sender<u64>,
+}
+
+/// A handle; clones share it.
+#[derive(Clone)]
+pub struct Store {
+    shared: Arc<Shared>,
+}
+
+impl std::fmt::Debug for Store {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Store").finish_non_exhaustive()
+    }
+}
+
+/// Commits what is staged; must run as a task while the store is used.
+#[derive(Debug)]
+pub struct Committer {
+    store: Store,
+}
+
+impl Store {
+    /// Opens the store in `path`. Blocks.
+    ///
+    /// # Errors
+    /// When the disk store does not open.
+    pub fn open(path: &Path) -> Result<(Self, Committer), OpenError> {
+        let disk = metastore::Store::open(path, &metastore::Options::default())?;
+        let read = |source| OpenError::Record {
+            path: path.to_owned(),
+            key: OBJECT_PREFIX.into(),
+            source,
+        };
+        let mut state = State::default();
+        if let Some(version) = disk.get(VERSION_KEY).map_err(read)? {
+            state.given = str::from_utf8(&version)
+                .ok()
+                .and_then(|v| v.parse().ok())
+                .unwrap_or_default();
+        }
+        for (record, bytes) in disk.scan(OBJECT_PREFIX).map_err(read)? {
+            let Some(key) = key_of(&record) else {
+                tracing::warn!(record, "an object of a kind that is not served is left alone");
+                continue;
+            };
+            let Ok(value) = serde_json::from_slice::<Value>(&bytes) else {
+                tracing::warn!(record, "an object that is no JSON is left alone");
+                continue;
+            };
+            let version = object::text(&value, "/metadata/resourceVersion")
+                .parse()
+                .unwrap_or_default();
+            state.given = state.given.max(version);
+            state
+                .objects
+                .insert(key.clone(), Arc::new(Stored::index(key, version, &value, bytes)));
+        }
+        // resourceVersion 0 means "any" to clients.
+        state.given = state.given.max(1);
+        state.visible = state.given;
+        state.log_start = state.given;
+        let (versions, _) = watch::channel(state.given);
+        let shared = Shared {
+            state: Mutex::new(state),
+            disk,
+            work: Notify::new(),
+            versions,
+        };
+        let store = Self {
+            shared: Arc::new(shared),
+        };
+        Ok((store.clone(), Committer { store }))
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.shared.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The resourceVersion up to which everything is visible.
+    pub fn version(&self) -> u64 {
+        self.state().visible
+    }
+
+    /// An object that is on the disk.
+    pub fn get(&self, key: &Key) -> Option<Arc<Stored>> {
+        self.state().objects.get(key).cloned()
+    }
+
+    /// What the next writer of `key` must start from: it may not be on the disk yet.
+    pub fn latest(&self, key: &Key) -> Option<Arc<Stored>> {
+        self.state().latest(key).cloned()
+    }
+
+    /// Objects of one kind in key order, of one namespace or of all, with the resourceVersion of the list; at most `limit` after
+    /// `after`.
+    pub fn list(
+        &self,
+        storage: &'static str,
+        namespace: Option<&str>,
+        after: Option<&Key>,
+        limit: usize,
+    ) -> (u64, Vec<Arc<Stored>>) {
+        let state = self.state();
+        let first = Key::new(storage, namespace.unwrap_or_default(), "");
+        let start = match after {
+            Some(key) if *key > first => Bound::Excluded(key.clone()),
+            _ => Bound::Included(first),
+        };
+        let inside = |key: &Key| key.storage == storage && namespace.is_none_or(|n| key.namespace == n);
+        let found = state
+            .objects
+            .range((start, Bound::Unbounded))
+            .take_while(|(key, _)| inside(key));
+        (
+            state.visible,
+            found.take(limit).map(|(_, object)| object.clone()).collect(),
+        )
+    }
+
+    /// Puts `value` at `key` when it is what `expect` says there; returns what is stored, when it is on the disk.
+    ///
+    /// # Errors
+    /// [`WriteError::Conflict`] when it is something else.
+    pub async fn put(&self, key: Key, expect: Expect, value: Value) -> Result<Arc<Stored>, WriteError> {
+        self.write(key, expect, Some(value)).await
+    }
+
+    /// Deletes `key` when it is what `expect` says; `last` is its last state as watches will see it.
+    ///
+    /// # Errors
+    /// As [`Self::put`].
+    pub async fn delete(&self, key: Key, expect: Expect, last: Option<Value>) -> Result<Arc<Stored>, WriteError> {
+        let last = last.or_else(|| self.latest(&key).map(|object| object.value()));
+        let Some(last) = last else {
+            return Err(WriteError::Conflict);
+        };
+        let staged = self.stage(key, expect, last, true)?;
+        self.committed(staged).await
+    }
+
+    async fn write(&self, key: Key, expect: Expect, value: Option<Value>) -> Result<Arc<Stored>, WriteError> {
+        let value = value.ok_or(WriteError::Conflict)?;
+        let staged = self.stage(key, expect, value, false)?;
+        self.committed(staged).await
+    }
+
+    async fn committed(&self, staged: (Arc<Stored>, oneshot::Receiver<()>)) -> Result<Arc<Stored>, WriteError> {
+        let (object, done) = staged;
+        done.await.map_err(|_| WriteError::Closed)?;
+        Ok(object)
+    }
+
+    fn stage(
+        &self,
+        key: Key,
+        expect: Expect,
+        value: Value,
+        deleted: bool,
+    ) -> Result<(Arc<Stored>, oneshot::Receiver<()>), WriteError> {
+        let (done, committed) = oneshot::channel();
+        let mut state = self.state();
+        let previous = state.latest(&key).cloned();
+        let matches = match (expect, &previous) {
+            (Expect::Absent, None) => true,
+            (Expect::Version(wanted), Some(object)) => object.resource_version == wanted,
+            _ => false,
+        };
+        if !matches {
+            return Err(WriteError::Conflict);
+        }
+        if state.staged.len() >= STAGED {
+            return Err(WriteError::Busy);
+        }
+        state.given += 1;
+        let object = Arc::new(Stored::new(key.clone(), state.given, value));
+        state.staged_objects.insert(key, (!deleted).then(|| object.clone()));
+        state.staged.push(Staged {
+            object: object.clone(),
+            previous,
+            deleted,
+            done,
+        });
+        drop(state);
+        self.shared.work.notify_one();
+        Ok((object, committed))
+    }
+
+    /// Follows changes of one kind from after `version`.
+    ///
+    /// # Errors
+    /// None when that is too long ago: list again. A version of the future waits for it.
+    pub fn watch(&self, storage: &'static str, namespace: Option<&str>, version: u64) -> Option<Watch> {
+        if version < self.state().log_start {
+            return None;
+        }
+        let versions = self.shared.versions.subscribe();
+        let namespace = namespace.map(str::to_owned);
+        Some(Watch {
+            store: self.clone(),
+            storage,
+            namespace,
+            seen: version,
+            versions,
+        })
+    }
+}
+
+fn key_of(record: &str) -> Option<Key> {
+    let mut parts = record.strip_prefix(OBJECT_PREFIX)?.splitn(3, '/');
+    let (storage, namespace, name) = (parts.next()?, parts.next()?, parts.next()?);
+    let row = kinds::rows().find(|r| r.storage == storage)?;
+    Some(Key::new(row.storage, namespace, name))
+}
+
+impl Committer {
+    /// Runs for ever; ends only when the disk store is closed.
+    pub async fn run(self) {
+        let shared = self.store.shared.clone();
+        loop {
+            let staged = std::mem::take(&mut self.store.state().staged);
+            if staged.is_empty() {
+                shared.work.notified().await;
+                continue;
+            }
+            if let Err(error) = commit(&shared.disk, &staged).await {
+                tracing::error!(%error, "the store takes no changes any more");
+                return;
+            }
+            let mut state = self.store.state();
+            for change in staged {
+                state.publish(change);
+            }
+            shared.versions.send_replace(state.visible);
+        }
+    }
+}
+
+async fn commit(disk: &metastore::Store, staged: &[Staged]) -> Result<(), CommitError> {
+    let mut batch = Batch::default();
+    for change in staged {
+        let record = change.object.key.record();
+        if change.deleted {
+            batch.delete(record);
+        } else {
+            batch.put(record, change.object.bytes.clone());
+        }
+        let version = change.object.resource_version.to_string();
+        batch.put(VERSION_KEY, version.into_bytes());
+    }
+    disk.commit(batch).await
+}
+
+/// Follows the changes of one kind.
+#[derive(Debug)]
+pub struct Watch {
+    store: Store,
+    storage: &'static str,
+    namespace: Option<String>,
+    seen: u64,
+    versions: watch::Receiver<u64>,
+}
+
+impl Watch {
+    /// The resourceVersion up to which everything was returned.
+    pub fn seen(&self) -> u64 {
+        self.seen
+    }
+
+    /// The next changes, at least one; None when this watch has fallen behind the log and must list again. Cancel-safe.
+    pub async fn next(&mut self) -> Option<Vec<Arc<Change>>> {
+        loop {
+            let _ = *self.versions.borrow_and_update();
+            let found = self.take()?;
+            if !found.is_empty() {
+                return Some(found);
+            }
+            self.versions.changed().await.ok()?;
+        }
+    }
+
+    /// What is there now.
+    fn take(&mut self) -> Option<Vec<Arc<Change>>> {
+        let state = self.store.state();
+        if self.seen < state.log_start {
+            return None;
+        }
+        let first = state.log.partition_point(|change| change.resource_version <= self.seen);
+        let mine = |change: &&Arc<Change>| {
+            let key = &change.object.key;
+            key.storage == self.storage && self.namespace.as_ref().is_none_or(|n| key.namespace == *n)
+        };
+        let found = state.log.range(first..).filter(mine).cloned().collect();
+        self.seen = self.seen.max(state.visible);
+        Some(found)
+    }
+}

@@ -1,12 +1,12 @@
 //! The kinds that are served: a [`Row`] and a [`Strategy`] each. What has no row is not served.
 
-mod core;
+pub(crate) mod core;
 mod nodes;
-mod pods;
-mod policy;
+pub(crate) mod pods;
+pub(crate) mod policy;
 mod rbac;
-mod services;
-mod workloads;
+pub(crate) mod services;
+pub(crate) mod workloads;
 
 use serde_json::Value;
 

@@ -13,14 +13,21 @@
 //! starts again on it.
 
 pub mod auth;
-pub mod bootstrap;
-pub mod http;
+mod bootstrap;
+mod http;
 pub mod kinds;
+mod kubelet;
+mod metrics;
 mod object;
 mod patch;
-pub mod registry;
-pub mod schema;
+mod pki;
+mod registry;
+mod schema;
 mod selector;
+mod server;
 pub mod status;
 pub mod store;
 mod table;
+
+pub use pki::PkiError;
+pub use server::{BuildError, Config, KUBERNETES, Server, build};

@@ -1,1 +1,343 @@
-//! To be written.
+//! Every write goes through here: (who, kind, current, incoming) → what is stored. Lists and reads are beside the store; this is
+//! what makes an object out of a body.
+//!
+//! * create: defaults → admission → metadata → strategy → validation → admission's last word → store
+//! * update, patch and the subresources: [`Registry::change`], repeated when another writer was faster and the caller did not
+//!   insist on a version
+//! * delete: preconditions, grace, finalizers ([`delete`])
+//!
+//! A dry run stops before the store. Nothing is stored of a write that is refused.
+
+mod delete;
+mod metadata;
+
+use std::net::Ipv4Addr;
+
+use serde_json::Value;
+use tokio::sync::Mutex;
+
+use crate::auth::Identity;
+use crate::auth::admission::{Admission, Operation, Request};
+use crate::kinds::{self, Row};
+use crate::object;
+use crate::status::{Errors, Status};
+use crate::store::{Expect, Key, Store, WriteError};
+
+pub use delete::DeleteOptions;
+
+/// How often a change that met another writer's is made again before its caller is told.
+const RETRIES: usize = 20;
+
+/// What a write is about.
+#[derive(Debug, Clone)]
+pub struct Target<'a> {
+    /// Who writes.
+    pub identity: &'a Identity,
+    /// The kind.
+    pub row: &'static Row,
+    /// Namespace, or "".
+    pub namespace: &'a str,
+    /// Name; "" = what the body says (creation).
+    pub name: &'a str,
+    /// Subresource, or "".
+    pub subresource: &'a str,
+    /// Whether nothing is to be stored.
+    pub dry_run: bool,
+}
+
+impl Target<'_> {
+    fn key(&self) -> Key {
+        Key::new(self.row.storage, self.namespace, self.name)
+    }
+
+    fn not_found(&self) -> Status {
+        Status::not_found(self.row.group, self.row.plural, self.name)
+    }
+
+    fn conflict(&self, why: &str) -> Status {
+        Status::conflict(self.row.group, self.row.plural, self.name, why)
+    }
+
+    fn invalid(&self, name: &str, errors: Errors) -> Result<(), Status> {
+        if errors.is_empty() {
+            return Ok(());
+        }
+        Err(Status::invalid(self.row.group, self.row.kind, name, errors))
+    }
+}
+
+/// What a write gives back.
+#[derive(Debug)]
+pub struct Written {
+    /// The object as it is stored (or would be).
+    pub object: Value,
+    /// Texts for the Warning header.
+    pub warnings: Vec<String>,
+}
+
+/// Which part of an object a change may touch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Part {
+    /// Everything but `status`, where that is a part of its own.
+    Main,
+    /// `status` and what a status update may change of metadata.
+    Status,
+    /// What a subresource of ours has computed: not compared with what a client may change.
+    Computed,
+}
+
+/// The writes.
+#[derive(Debug)]
+pub struct Registry {
+    store: Store,
+    admission: Admission,
+    service_range: (Ipv4Addr, u8),
+    /// Held from the choice of a Service's addresses until they are on the disk.
+    addresses: Mutex<()>,
+}
+
+impl Registry {
+    /// Over `store`.
+    pub fn new(store: Store, admission: Admission, service_range: (Ipv4Addr, u8)) -> Self {
+        Self { store, admission, service_range, addresses: Mutex::new(()) }
+    }
+
+    /// The store.
+    pub fn store(&self) -> &Store {
+        &self.store
+    }
+
+    /// Creates an object that the schema has accepted.
+    ///
+    /// # Errors
+    /// 400, 403, 404, 409, 422 as the real server.
+    pub async fn create(&self, target: &Target<'_>, mut object: Value) -> Result<Written, Status> {
+        let row = target.row;
+        row.strategy.to_storage(&mut object);
+        row.strategy.default(&mut object);
+        metadata::name(target, &mut object)?;
+        let name = object::name(&object).to_owned();
+        let target = &Target { name: &name, ..target.clone() };
+        let mut request = request(target, Operation::Create, Some(&mut object), None);
+        let mut warnings = self.admission.mutate(&mut request)?;
+        row.strategy.default(&mut object);
+        metadata::fresh(target, &mut object);
+        if row.status {
+            object.as_object_mut().map(|fields| fields.shift_remove("status"));
+        }
+        row.strategy.prepare_create(&mut object);
+        let mut errors = Errors::default();
+        metadata::validate(target, &object, &mut errors);
+        row.strategy.validate(&object, &mut errors);
+        target.invalid(&name, errors)?;
+        self.admission.validate(&request_of(target, Operation::Create, &mut object, None))?;
+        warnings.extend(row.strategy.warnings(&object));
+        let object = self.insert(target, object).await?;
+        Ok(Written { object, warnings })
+    }
+
+    async fn insert(&self, target: &Target<'_>, mut object: Value) -> Result<Value, Status> {
+        let row = target.row;
+        let held = if row.storage == "services" { Some(self.addresses.lock().await) } else { None };
+        if held.is_some() {
+            kinds::services::allocate(&self.store, &mut object, self.service_range)?;
+        }
+        let exists = || Status::already_exists(row.group, row.plural, target.name);
+        let object = metadata::in_order(object);
+        if target.dry_run {
+            return if self.store.latest(&target.key()).is_some() { Err(exists()) } else { Ok(object) };
+        }
+        match self.store.put(target.key(), Expect::Absent, object).await {
+            Ok(stored) => Ok(stored.value()),
+            Err(WriteError::Conflict) => Err(self.meets_deletion(target).unwrap_or_else(exists)),
+            Err(error) => Err(unavailable(&error)),
+        }
+    }
+
+    /// 409 of another kind when the object of that name is on its way out, as the real server says it.
+    fn meets_deletion(&self, target: &Target<'_>) -> Option<Status> {
+        let current = self.store.latest(&target.key())?;
+        let deleting = object::is_deleting(&current.value());
+        let mut status = Status::already_exists(target.row.group, target.row.plural, target.name);
+        if deleting {
+            status.message = format!("object is being deleted: {}", status.message);
+        }
+        deleting.then_some(status)
+    }
+
+    /// Creates `object` unless it is there; for what the server itself makes at a start.
+    ///
+    /// # Errors
+    /// When the store takes nothing any more.
+    pub async fn ensure(&self, row: &'static Row, mut object: Value) -> Result<(), Status> {
+        let namespace = object::namespace(&object).to_owned();
+        let name = object::name(&object).to_owned();
+        let key = Key::new(row.storage, &namespace, &name);
+        if self.store.latest(&key).is_some() {
+            return Ok(());
+        }
+        row.strategy.default(&mut object);
+        metadata::stamp(row, &mut object);
+        row.strategy.prepare_create(&mut object);
+        if row.storage == "services" {
+            let _held = self.addresses.lock().await;
+            kinds::services::allocate(&self.store, &mut object, self.service_range)?;
+        }
+        match self.store.put(key, Expect::Absent, metadata::in_order(object)).await {
+            Ok(_) | Err(WriteError::Conflict) => Ok(()),
+            Err(error) => Err(unavailable(&error)),
+        }
+    }
+
+    /// Changes an object: `incoming` makes the new one from the current one and may be called again.
+    ///
+    /// # Errors
+    /// 400, 403, 404, 409, 422 as the real server.
+    pub async fn change(
+        &self,
+        target: &Target<'_>,
+        part: Part,
+        mut incoming: impl FnMut(&Value) -> Result<Value, Status>,
+    ) -> Result<Written, Status> {
+        for _ in 0..RETRIES {
+            let current = self.store.latest(&target.key()).ok_or_else(|| target.not_found())?;
+            let version = current.resource_version;
+            let current = current.value();
+            let object = incoming(&current)?;
+            let insists = metadata::precondition(target, &object, &current, version)?;
+            match self.replace(target, part, object, &current, version).await {
+                Err(Replace::Raced) if !insists => {}
+                Err(Replace::Raced) => return Err(target.conflict(metadata::MODIFIED)),
+                Err(Replace::Refused(status)) => return Err(status),
+                Ok(written) => return Ok(written),
+            }
+        }
+        Err(target.conflict(metadata::MODIFIED))
+    }
+
+    async fn replace(
+        &self,
+        target: &Target<'_>,
+        part: Part,
+        object: Value,
+        current: &Value,
+        version: u64,
+    ) -> Result<Written, Replace> {
+        let (mut object, warnings) = self.judge(target, part, object, current)?;
+        let held = if target.row.storage == "services" && part == Part::Main { Some(self.addresses.lock().await) } else { None };
+        if held.is_some() {
+            kinds::services::allocate(&self.store, &mut object, self.service_range)?;
+        }
+        let object = metadata::in_order(object);
+        if target.dry_run || same(&object, current) {
+            return Ok(Written { object, warnings });
+        }
+        let expect = Expect::Version(version);
+        let stored = if delete::is_over(target.row, &object) {
+            self.store.delete(target.key(), expect, Some(object)).await
+        } else {
+            self.store.put(target.key(), expect, object).await
+        };
+        match stored {
+            Ok(stored) => Ok(Written { object: stored.value(), warnings }),
+            Err(WriteError::Conflict) => Err(Replace::Raced),
+            Err(error) => Err(Replace::Refused(unavailable(&error))),
+        }
+    }
+
+    /// What would be stored in place of `current`.
+    fn judge(
+        &self,
+        target: &Target<'_>,
+        part: Part,
+        mut object: Value,
+        current: &Value,
+    ) -> Result<(Value, Vec<String>), Status> {
+        let strategy = target.row.strategy;
+        let mut errors = Errors::default();
+        if part == Part::Main {
+            strategy.to_storage(&mut object);
+        }
+        strategy.default(&mut object);
+        if part == Part::Status {
+            metadata::only_status(&mut object, current);
+            strategy.prepare_status(&mut object, current);
+        } else {
+            metadata::carry(target, part, &mut object, current);
+            strategy.prepare_update(&mut object, current);
+        }
+        let mut request = request(target, Operation::Update, Some(&mut object), Some(current));
+        let mut warnings = self.admission.mutate(&mut request)?;
+        metadata::count_generation(target.row, part, &mut object, current);
+        metadata::validate_update(target, &object, current, &mut errors);
+        match part {
+            Part::Status => strategy.validate_status(&object, current, &mut errors),
+            Part::Main => {
+                strategy.validate(&object, &mut errors);
+                strategy.validate_update(&object, current, &mut errors);
+            }
+            Part::Computed => strategy.validate(&object, &mut errors),
+        }
+        target.invalid(target.name, errors)?;
+        self.admission.validate(&request_of(target, Operation::Update, &mut object, Some(current)))?;
+        if part == Part::Main {
+            warnings.extend(strategy.warnings(&object));
+        }
+        Ok((object, warnings))
+    }
+}
+
+enum Replace {
+    Raced,
+    Refused(Status),
+}
+
+impl From<Status> for Replace {
+    fn from(status: Status) -> Self {
+        Self::Refused(status)
+    }
+}
+
+fn request<'a>(
+    target: &'a Target<'_>,
+    operation: Operation,
+    object: Option<&'a mut Value>,
+    current: Option<&'a Value>,
+) -> Request<'a> {
+    Request {
+        identity: target.identity,
+        operation,
+        row: target.row,
+        subresource: target.subresource,
+        namespace: target.namespace,
+        name: target.name,
+        object,
+        current,
+    }
+}
+
+fn request_of<'a>(
+    target: &'a Target<'_>,
+    operation: Operation,
+    object: &'a mut Value,
+    current: Option<&'a Value>,
+) -> Request<'a> {
+    request(target, operation, Some(object), current)
+}
+
+/// Whether nothing but the resourceVersion differs.
+fn same(object: &Value, current: &Value) -> bool {
+    let without = |value: &Value| {
+        let mut value = value.clone();
+        object::metadata(&mut value).shift_remove("resourceVersion");
+        value
+    };
+    without(object) == without(current)
+}
+
+pub(crate) fn unavailable(error: &WriteError) -> Status {
+    match error {
+        WriteError::Busy => Status::too_many_requests(error.to_string(), 1),
+        error => Status::internal(error),
+    }
+}

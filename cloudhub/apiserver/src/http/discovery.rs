@@ -1,0 +1,283 @@
+//! What is served: health, version, discovery (plain and aggregated), OpenAPI, the keys of tokens.
+
+use http::{HeaderValue, Method, Response, header};
+use serde_json::{Value, json};
+
+use super::{Call, answer};
+use crate::auth::reviews;
+use crate::kinds::{self, Row};
+use crate::kubelet::Body;
+use crate::schema;
+use crate::status::Status;
+
+const AGGREGATED: HeaderValue =
+    HeaderValue::from_static("application/json;g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList");
+const VERBS: &[&str] = &["create", "delete", "deletecollection", "get", "list", "patch", "update", "watch"];
+
+/// Answers a path that is no resource.
+pub(super) fn answer(call: &Call, path: &str) -> Result<Response<Body>, Status> {
+    if !matches!(call.method, Method::GET | Method::HEAD) {
+        return Err(Status::method_not_allowed());
+    }
+    let trimmed = path.trim_end_matches('/');
+    if let Some(health) = health(trimmed, call) {
+        return Ok(health);
+    }
+    match trimmed {
+        "" => Ok(answer::json(200, &json!({"paths": paths()}))),
+        "/version" => Ok(answer::json(200, &call.shared.version)),
+        "/api" if call.accept.aggregated => Ok(aggregated(&[""])),
+        "/apis" if call.accept.aggregated => Ok(aggregated(&groups())),
+        "/api" => Ok(answer::json(200, &json!({"kind": "APIVersions", "versions": ["v1"], "serverAddressByClientCIDRs": []}))),
+        "/apis" => {
+            let groups: Vec<Value> = groups().iter().map(|g| group(g)).collect();
+            Ok(answer::json(200, &json!({"kind": "APIGroupList", "apiVersion": "v1", "groups": groups})))
+        }
+        "/openapi/v3" => Ok(answer::json(200, &schema::openapi_index())),
+        "/.well-known/openid-configuration" => Ok(answer::json(200, &call.shared.auth.openid_configuration())),
+        "/openid/v1/jwks" => Ok(answer::json(200, &call.shared.auth.jwks())),
+        _ => document(trimmed),
+    }
+}
+
+fn health(path: &str, call: &Call) -> Option<Response<Body>> {
+    let base = path.split('/').nth(1)?;
+    if !matches!(base, "healthz" | "livez" | "readyz") {
+        return None;
+    }
+    let verbose = call.query.flag("verbose");
+    Some(answer::text(if verbose { format!("[+]ping ok\n[+]store ok\n{base} check passed\n") } else { "ok".into() }))
+}
+
+fn document(path: &str) -> Result<Response<Body>, Status> {
+    if let Some(version) = path.strip_prefix("/openapi/v3/") {
+        return schema::openapi_document(version).map(|d| answer::bytes(200, d)).ok_or_else(Status::no_such_path);
+    }
+    let mut parts = path.split('/').skip(1);
+    let (group_name, version) = match (parts.next(), parts.next(), parts.next(), parts.next()) {
+        (Some("api"), Some(version), None, None) => ("", version),
+        (Some("apis"), Some(name), None, None) if groups().contains(&name) => return Ok(answer::json(200, &group(name))),
+        (Some("apis"), Some(name), Some(version), None) => (name, version),
+        _ => return Err(Status::no_such_path()),
+    };
+    let resources = resources(group_name, version);
+    if resources.is_empty() {
+        return Err(Status::no_such_path());
+    }
+    let list = json!({"kind": "APIResourceList", "apiVersion": "v1",
+                      "groupVersion": group_version(group_name, version), "resources": resources});
+    Ok(answer::json(200, &list))
+}
+
+fn paths() -> Vec<String> {
+    let mut paths: Vec<String> = ["/api", "/api/v1", "/apis", "/healthz", "/livez", "/openapi/v3", "/readyz", "/version"]
+        .map(str::to_owned)
+        .into();
+    for group in groups() {
+        paths.push(format!("/apis/{group}"));
+        paths.extend(versions(group).iter().map(|version| format!("/apis/{group}/{version}")));
+    }
+    paths.sort();
+    paths
+}
+
+/// Named groups in the order that the real server prefers them.
+fn groups() -> Vec<&'static str> {
+    let mut found: Vec<&'static str> = Vec::new();
+    let named = kinds::rows().map(|r| r.group).chain(reviews::RESOURCES.iter().map(|v| v.group));
+    for group in named.chain(["metrics.k8s.io"]) {
+        if !group.is_empty() && !found.contains(&group) {
+            found.push(group);
+        }
+    }
+    found
+}
+
+fn versions(group: &str) -> Vec<&'static str> {
+    if group == "metrics.k8s.io" {
+        return vec!["v1beta1"];
+    }
+    let mut found: Vec<&'static str> = Vec::new();
+    let rows = kinds::rows().filter(|r| r.group == group).map(|r| r.version);
+    for version in rows.chain(reviews::RESOURCES.iter().filter(|v| v.group == group).map(|v| v.version)) {
+        if !found.contains(&version) {
+            found.push(version);
+        }
+    }
+    found
+}
+
+fn group_version(group: &str, version: &str) -> String {
+    if group.is_empty() { version.to_owned() } else { format!("{group}/{version}") }
+}
+
+fn group(name: &str) -> Value {
+    let one = |version: &&str| json!({"groupVersion": group_version(name, version), "version": version});
+    let versions = versions(name);
+    let all: Vec<Value> = versions.iter().map(one).collect();
+    json!({"kind": "APIGroup", "apiVersion": "v1", "name": name, "versions": all, "preferredVersion": all.first()})
+}
+
+/// One resource of a group and version.
+struct Resource {
+    plural: &'static str,
+    singular: &'static str,
+    kind: &'static str,
+    namespaced: bool,
+    short_names: &'static [&'static str],
+    categories: &'static [&'static str],
+    verbs: &'static [&'static str],
+    subresources: Vec<Subresource>,
+}
+
+struct Subresource {
+    name: &'static str,
+    /// Group, version, kind of its body where it is not its parent's.
+    kind: (&'static str, &'static str, &'static str),
+    verbs: &'static [&'static str],
+}
+
+fn all(group: &str, version: &str) -> Vec<Resource> {
+    let rows = kinds::rows().filter(|r| r.group == group && r.version == version);
+    let mut found: Vec<Resource> = rows.map(of_row).collect();
+    for kind in reviews::RESOURCES.iter().filter(|v| v.group == group && v.version == version) {
+        found.push(Resource {
+            plural: kind.plural,
+            singular: kind.singular,
+            kind: kind.kind,
+            namespaced: kind.namespaced,
+            short_names: &[],
+            categories: &[],
+            verbs: &["create"],
+            subresources: Vec::new(),
+        });
+    }
+    if group.is_empty() && version == "v1" {
+        found.push(plain("bindings", "Binding", true, &["create"]));
+    }
+    if group == "metrics.k8s.io" && version == "v1beta1" {
+        found.push(plain("nodes", "NodeMetrics", false, &["get", "list"]));
+        found.push(plain("pods", "PodMetrics", true, &["get", "list"]));
+    }
+    found.sort_by_key(|r| r.plural);
+    found
+}
+
+fn plain(plural: &'static str, kind: &'static str, namespaced: bool, verbs: &'static [&'static str]) -> Resource {
+    let singular = if plural == "bindings" { "binding" } else { "" };
+    Resource { plural, singular, kind, namespaced, short_names: &[], categories: &[], verbs, subresources: Vec::new() }
+}
+
+fn of_row(row: &'static Row) -> Resource {
+    Resource {
+        plural: row.plural,
+        singular: row.singular,
+        kind: row.kind,
+        namespaced: row.namespaced,
+        short_names: row.short_names,
+        categories: row.categories,
+        // The real server has no deletecollection of namespaces.
+        verbs: if row.plural == "namespaces" { &["create", "delete", "get", "list", "patch", "update", "watch"] } else { VERBS },
+        subresources: subresources(row),
+    }
+}
+
+fn subresources(row: &'static Row) -> Vec<Subresource> {
+    let own = (row.group, row.version, row.kind);
+    let mut found = Vec::new();
+    let mut add = |name, kind, verbs| found.push(Subresource { name, kind, verbs });
+    if row.status {
+        add("status", own, &["get", "patch", "update"] as &[&str]);
+    }
+    if row.scale {
+        add("scale", ("autoscaling", "v1", "Scale"), &["get", "patch", "update"]);
+    }
+    match (row.group, row.plural) {
+        ("", "pods") => {
+            add("attach", ("", "v1", "PodAttachOptions"), &["create", "get"]);
+            add("binding", ("", "v1", "Binding"), &["create"]);
+            add("ephemeralcontainers", own, &["get", "patch", "update"]);
+            add("eviction", ("policy", "v1", "Eviction"), &["create"]);
+            add("exec", ("", "v1", "PodExecOptions"), &["create", "get"]);
+            add("log", own, &["get"]);
+            add("portforward", ("", "v1", "PodPortForwardOptions"), &["create", "get"]);
+        }
+        ("", "nodes") => {
+            add("proxy", ("", "v1", "NodeProxyOptions"), &["create", "delete", "get", "patch", "update"]);
+        }
+        ("", "namespaces") => add("finalize", own, &["update"]),
+        ("", "serviceaccounts") => add("token", ("authentication.k8s.io", "v1", "TokenRequest"), &["create"]),
+        _ => {}
+    }
+    found
+}
+
+fn resources(group: &str, version: &str) -> Vec<Value> {
+    let mut list = Vec::new();
+    for resource in all(group, version) {
+        let mut value = json!({"name": resource.plural, "singularName": resource.singular, "namespaced": resource.namespaced,
+                               "kind": resource.kind, "verbs": resource.verbs});
+        for (field, names) in [("shortNames", resource.short_names), ("categories", resource.categories)] {
+            if !names.is_empty() {
+                value[field] = json!(names);
+            }
+        }
+        list.push(value);
+        for sub in &resource.subresources {
+            let name = format!("{}/{}", resource.plural, sub.name);
+            let mut value = json!({"name": name, "singularName": "", "namespaced": resource.namespaced,
+                                   "kind": sub.kind.2, "verbs": sub.verbs});
+            if (sub.kind.0, sub.kind.1) != (group, version) {
+                value["group"] = json!(sub.kind.0);
+                value["version"] = json!(sub.kind.1);
+            }
+            list.push(value);
+        }
+    }
+    list
+}
+
+fn aggregated(groups: &[&'static str]) -> Response<Body> {
+    let items: Vec<Value> = groups.iter().map(|group| aggregated_group(group)).collect();
+    let list = json!({"kind": "APIGroupDiscoveryList", "apiVersion": "apidiscovery.k8s.io/v2", "metadata": {}, "items": items});
+    let mut response = answer::json(200, &list);
+    response.headers_mut().insert(header::CONTENT_TYPE, AGGREGATED);
+    response
+}
+
+fn aggregated_group(group: &'static str) -> Value {
+    let versions = if group.is_empty() { vec!["v1"] } else { versions(group) };
+    let versions: Vec<Value> = versions
+        .iter()
+        .map(|version| {
+            let resources: Vec<Value> = all(group, version).iter().map(|r| aggregated_resource(r, group, version)).collect();
+            json!({"version": version, "resources": resources, "freshness": "Current"})
+        })
+        .collect();
+    let metadata = if group.is_empty() { json!({"creationTimestamp": null}) } else { json!({"name": group, "creationTimestamp": null}) };
+    json!({"metadata": metadata, "versions": versions})
+}
+
+fn aggregated_resource(resource: &Resource, group: &str, version: &str) -> Value {
+    let scope = if resource.namespaced { "Namespaced" } else { "Cluster" };
+    let mut value = json!({"resource": resource.plural,
+                           "responseKind": {"group": group, "version": version, "kind": resource.kind},
+                           "scope": scope, "singularResource": resource.singular, "verbs": resource.verbs});
+    for (field, names) in [("shortNames", resource.short_names), ("categories", resource.categories)] {
+        if !names.is_empty() {
+            value[field] = json!(names);
+        }
+    }
+    let subresources: Vec<Value> = resource
+        .subresources
+        .iter()
+        .map(|sub| {
+            let (group, version, kind) = sub.kind;
+            json!({"subresource": sub.name, "responseKind": {"group": group, "version": version, "kind": kind}, "verbs": sub.verbs})
+        })
+        .collect();
+    if !subresources.is_empty() {
+        value["subresources"] = Value::Array(subresources);
+    }
+    value
+}

@@ -1,0 +1,251 @@
+//! GET of an object, of a list, and where a watch begins.
+//!
+//! A list's objects are copied as bytes; only another shape or version makes them be parsed.
+
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use bytes::Bytes;
+use http::Response;
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+
+use super::answer::{self, Shape};
+use super::input::Query;
+use super::route::Place;
+use super::{Call, watch};
+use crate::kinds::{self, Row};
+use crate::kubelet::Body;
+use crate::selector::{Fields, Labels};
+use crate::status::{Cause, Status};
+use crate::store::{Key, Stored};
+use crate::table;
+
+/// Which objects of a kind.
+#[derive(Debug)]
+pub(super) struct Scope {
+    pub(super) row: &'static Row,
+    pub(super) namespace: Option<String>,
+    pub(super) labels: Labels,
+    pub(super) fields: Fields,
+}
+
+impl Scope {
+    pub(super) fn new(place: &Place, query: &Query) -> Result<Self, Status> {
+        let row = place.row()?;
+        let labels = Labels::parse(query.get("labelSelector"))?;
+        let mut text = query.get("fieldSelector").to_owned();
+        if !place.name.is_empty() {
+            // A watch of one object by its path.
+            let name = format!("metadata.name={}", place.name);
+            text = if text.is_empty() { name } else { format!("{text},{name}") };
+        }
+        let fields = Fields::parse(&text, row)?;
+        let namespace = (row.namespaced && !place.namespace.is_empty()).then(|| place.namespace.clone());
+        Ok(Self { row, namespace, labels, fields })
+    }
+
+    pub(super) fn has(&self, stored: &Stored) -> bool {
+        self.labels.matches(stored) && self.fields.matches(stored)
+    }
+}
+
+/// Where a list goes on.
+#[derive(Debug, Serialize, Deserialize)]
+struct Continue {
+    /// The resourceVersion of the first page: a watch from there sees all that changed since.
+    version: u64,
+    namespace: String,
+    name: String,
+}
+
+impl Continue {
+    fn parse(text: &str) -> Result<Self, Status> {
+        let fault = || Status::bad_request("continue key is not valid");
+        let bytes = URL_SAFE_NO_PAD.decode(text).map_err(|_| fault())?;
+        serde_json::from_slice(&bytes).map_err(|_| fault())
+    }
+
+    fn text(&self) -> String {
+        URL_SAFE_NO_PAD.encode(serde_json::to_vec(self).unwrap_or_default())
+    }
+}
+
+pub(super) fn answer(call: &Call, place: &Place) -> Result<Response<Body>, Status> {
+    let row = place.row()?;
+    if call.query.flag("watch") {
+        return watch::answer(call, Scope::new(place, &call.query)?);
+    }
+    if place.name.is_empty() {
+        return list(call, place);
+    }
+    let key = Key::new(row.storage, if row.namespaced { &place.namespace } else { "" }, &place.name);
+    let stored = call.shared.registry.store().get(&key);
+    let stored = stored.ok_or_else(|| Status::not_found(row.group, row.plural, &place.name))?;
+    Ok(one(call, row, 200, &stored))
+}
+
+/// One object in the shape that was asked for.
+pub(super) fn one(call: &Call, row: &'static Row, code: u16, stored: &Stored) -> Response<Body> {
+    if call.accept.shape == Shape::Full && is_stored_version(row) {
+        return answer::bytes(code, stored.bytes.clone());
+    }
+    value(call, row, code, stored.value())
+}
+
+/// One object, parsed, in the shape that was asked for.
+pub(super) fn value(call: &Call, row: &'static Row, code: u16, object: Value) -> Response<Body> {
+    let object = in_version(row, object);
+    match call.accept.shape {
+        Shape::Full => answer::json(code, &object),
+        Shape::Metadata => answer::json(code, &answer::metadata_of(&object)),
+        Shape::Table => {
+            let version = crate::object::text(&object, "/metadata/resourceVersion").to_owned();
+            let objects = std::slice::from_ref(&object);
+            answer::json(code, &table::render(row, &version, objects, table::Include::parse(call.query.get("includeObject"))))
+        }
+    }
+}
+
+/// Whether objects are stored in this row's version.
+pub(super) fn is_stored_version(row: &Row) -> bool {
+    kinds::rows().find(|r| r.storage == row.storage).is_some_and(|first| first.group == row.group)
+}
+
+/// An object in the row's version.
+pub(super) fn in_version(row: &Row, mut object: Value) -> Value {
+    if !is_stored_version(row) {
+        row.strategy.from_storage(&mut object);
+        object["apiVersion"] = row.api_version().into();
+    }
+    object
+}
+
+/// The page of a list.
+struct Page {
+    version: u64,
+    objects: Vec<std::sync::Arc<Stored>>,
+    next: Option<Continue>,
+    remaining: Option<usize>,
+}
+
+fn page(call: &Call, scope: &Scope) -> Result<Page, Status> {
+    let store = call.shared.registry.store();
+    let limit = call.query.number("limit")?.filter(|limit| *limit > 0).and_then(|limit| usize::try_from(limit).ok());
+    let from = match call.query.get("continue") {
+        "" => None,
+        text => Some(Continue::parse(text)?),
+    };
+    let after = from.as_ref().map(|from| Key::new(scope.row.storage, &from.namespace, &from.name));
+    let (now, objects) = store.list(scope.row.storage, scope.namespace.as_deref(), after.as_ref(), usize::MAX);
+    let version = from.map_or(now, |from| from.version);
+    if from_the_future(&call.query, now)? {
+        return Err(too_new(call.query.get("resourceVersion"), now));
+    }
+    if call.query.get("resourceVersionMatch") == "Exact" && call.query.number("resourceVersion")? != Some(version) {
+        return Err(Status::expired("The resourceVersion for the provided list is too old."));
+    }
+    let filtered = !scope.labels.is_empty() || !scope.fields.is_empty();
+    let mut found: Vec<_> = objects.into_iter().filter(|stored| scope.has(stored)).collect();
+    let (mut next, mut remaining) = (None, None);
+    if let Some(limit) = limit.filter(|limit| found.len() > *limit) {
+        // With a selector the real server does not count either.
+        remaining = (!filtered).then_some(found.len() - limit);
+        found.truncate(limit);
+        let last = found.last().map(|stored| &stored.key);
+        next = last.map(|key| Continue { version, namespace: key.namespace.clone(), name: key.name.clone() });
+    }
+    Ok(Page { version, objects: found, next, remaining })
+}
+
+/// Whether the client has seen a later version than there is: it came from another store.
+pub(super) fn from_the_future(query: &Query, now: u64) -> Result<bool, Status> {
+    let version = query.get("resourceVersion");
+    if version.is_empty() {
+        return Ok(false);
+    }
+    let fault = |_| Status::bad_request(format!("resourceVersion {version:?}: must be a whole number"));
+    version.parse::<u64>().map(|version| version > now).map_err(fault)
+}
+
+pub(super) fn too_new(version: &str, now: u64) -> Status {
+    let message = format!("Too large resource version: {version}, current: {now}");
+    let mut status = Status::new(504, "Timeout", message).with_causes(vec![Cause {
+        reason: "ResourceVersionTooLarge",
+        message: "Too large resource version".into(),
+        field: String::new(),
+    }]);
+    if let Some(details) = &mut status.details {
+        details.retry_after_seconds = 1;
+    }
+    status
+}
+
+fn list(call: &Call, place: &Place) -> Result<Response<Body>, Status> {
+    let scope = Scope::new(place, &call.query)?;
+    let page = page(call, &scope)?;
+    let mut metadata = json!({"resourceVersion": page.version.to_string()});
+    if let Some(next) = &page.next {
+        metadata["continue"] = json!(next.text());
+    }
+    if let Some(remaining) = page.remaining {
+        metadata["remainingItemCount"] = json!(remaining);
+    }
+    let row = scope.row;
+    match call.accept.shape {
+        Shape::Full if is_stored_version(row) => Ok(answer::bytes(200, full(row, &metadata, &page))),
+        Shape::Full => {
+            let items: Vec<Value> = page.objects.iter().map(|stored| item(in_version(row, stored.value()))).collect();
+            let kind = format!("{}List", row.kind);
+            let list = json!({"kind": kind, "apiVersion": row.api_version(), "metadata": metadata, "items": items});
+            Ok(answer::json(200, &list))
+        }
+        Shape::Metadata => {
+            let items: Vec<Value> = page.objects.iter().map(|stored| answer::metadata_of(&stored.value())).collect();
+            let list = json!({"kind": "PartialObjectMetadataList", "apiVersion": "meta.k8s.io/v1", "metadata": metadata, "items": items});
+            Ok(answer::json(200, &list))
+        }
+        Shape::Table => {
+            let objects: Vec<Value> = page.objects.iter().map(|stored| in_version(row, stored.value())).collect();
+            let include = table::Include::parse(call.query.get("includeObject"));
+            let mut rendered = table::render(row, &page.version.to_string(), &objects, include);
+            rendered["metadata"] = metadata;
+            Ok(answer::json(200, &rendered))
+        }
+    }
+}
+
+/// Objects in lists do not say their kind.
+fn item(mut object: Value) -> Value {
+    if let Some(fields) = object.as_object_mut() {
+        fields.shift_remove("kind");
+        fields.shift_remove("apiVersion");
+    }
+    object
+}
+
+/// The list as bytes: kind and apiVersion are cut off each object, where the registry has put them.
+fn full(row: &Row, metadata: &Value, page: &Page) -> Bytes {
+    let prefix = format!(r#"{{"kind":"{}","apiVersion":"{}","#, row.kind, row.api_version());
+    let size: usize = page.objects.iter().map(|stored| stored.bytes.len() + 1).sum();
+    let mut out = Vec::with_capacity(size + 256);
+    let head = format!(
+        r#"{{"kind":"{}List","apiVersion":"{}","metadata":{metadata},"items":["#,
+        row.kind,
+        row.api_version()
+    );
+    out.extend_from_slice(head.as_bytes());
+    for (index, stored) in page.objects.iter().enumerate() {
+        if index > 0 {
+            out.push(b',');
+        }
+        match stored.bytes.strip_prefix(prefix.as_bytes()) {
+            Some(rest) => {
+                out.push(b'{');
+                out.extend_from_slice(rest);
+            }
+            None => out.extend_from_slice(&stored.bytes),
+        }
+    }
+    out.extend_from_slice(b"]}");
+    Bytes::from(out)
+}

@@ -1,0 +1,305 @@
+//! Puts the parts together: opens the store, makes what must be there, binds the listener.
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tokio_rustls::TlsAcceptor;
+
+use crate::auth::admission::Admission;
+use crate::auth::{self, Auth};
+use crate::bootstrap;
+use crate::http::{self, Shared};
+use crate::kinds;
+use crate::kubelet::Kubelets;
+use crate::metrics::Metrics;
+use crate::object;
+use crate::pki::{self, Pki, PkiError};
+use crate::registry::Registry;
+use crate::status::Status;
+use crate::store::{Committer, Expect, Key, Store};
+
+/// The Kubernetes minor that is implemented.
+pub const KUBERNETES: &str = "v1.36.3";
+/// Events are kept for an hour, as kube-apiserver's `--event-ttl`.
+const EVENT_TTL: time::Duration = time::Duration::hours(1);
+const EVENT_SWEEP: Duration = Duration::from_secs(60);
+const ISSUER: &str = "https://kubernetes.default.svc";
+
+/// What the API server must know.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// Holds store/, pki/ and admin.kubeconfig.
+    pub data: PathBuf,
+    /// Where to listen.
+    pub listen: SocketAddr,
+    /// DNS names and addresses of the serving certificate, beside those of the `kubernetes` Service and of this machine.
+    pub names: Vec<String>,
+    /// First address and prefix length of the Services' network.
+    pub service_range: (Ipv4Addr, u8),
+    /// Default toleration of not-ready, seconds.
+    pub not_ready_toleration_seconds: i64,
+    /// Default toleration of unreachable, seconds.
+    pub unreachable_toleration_seconds: i64,
+    /// Namespace and name of the Secret whose `tls.crt` signs the kubelet APIs' certificates.
+    pub kubelet_ca: (String, String),
+}
+
+/// Why the API server did not start.
+#[derive(Debug, thiserror::Error)]
+pub enum BuildError {
+    /// The store.
+    #[error("open the API's store in {path}")]
+    Store {
+        /// Where.
+        path: PathBuf,
+        /// Cause.
+        source: Box<metastore::OpenError>,
+    },
+    /// Certificates.
+    #[error("the API's certificates")]
+    Pki(#[from] PkiError),
+    /// The service account key.
+    #[error("the key of service account tokens: {0}")]
+    Accounts(String),
+    /// An object that must be there could not be made.
+    #[error("make {what}")]
+    Bootstrap {
+        /// Which.
+        what: String,
+        /// Cause.
+        source: Box<Status>,
+    },
+    /// The socket.
+    #[error("listen on {address}")]
+    Bind {
+        /// Where.
+        address: SocketAddr,
+        /// Cause.
+        source: std::io::Error,
+    },
+}
+
+/// An API server that is ready to run.
+#[derive(Debug)]
+pub struct Server {
+    pki: Pki,
+    listener: TcpListener,
+    address: SocketAddr,
+    tls: TlsAcceptor,
+    shared: Arc<Shared>,
+    tasks: JoinSet<&'static str>,
+}
+
+/// Opens everything; nothing is served before [`Server::run`].
+///
+/// # Errors
+/// [`BuildError`] names what failed.
+pub async fn build(config: Config) -> Result<Server, BuildError> {
+    let pki = Pki::load(&config.data)?;
+    let (store, committer) = open(config.data.join("store")).await?;
+    let mut tasks = JoinSet::new();
+    tasks.spawn(commit(committer));
+    let auth = auth::Config {
+        issuer: ISSUER.into(),
+        audiences: vec![ISSUER.into()],
+        signing_key_pem: pki.accounts_key.clone(),
+        not_ready_toleration_seconds: config.not_ready_toleration_seconds,
+        unreachable_toleration_seconds: config.unreachable_toleration_seconds,
+    };
+    let auth = Auth::new(store.clone(), auth).map_err(BuildError::Accounts)?;
+    let admission = Admission::new(auth.clone());
+    let registry = Registry::new(store.clone(), admission, config.service_range);
+    let bind = |source| BuildError::Bind { address: config.listen, source };
+    let listener = TcpListener::bind(config.listen).await.map_err(bind)?;
+    let address = listener.local_addr().map_err(bind)?;
+    make_objects(&registry, &config, &pki, address).await?;
+    let tls = pki.tls(&names(&config))?;
+    let client = pki.client("kube-apiserver-kubelet-client", &["system:masters"])?;
+    let kubelets = Kubelets::new(store.clone(), (client.certificate, client.key), config.kubelet_ca.clone());
+    let shared = Shared { registry, auth, kubelets, metrics: Metrics::default(), places: Shared::places(), version: version() };
+    tasks.spawn(sweep_events(store));
+    let server = Server { pki, listener, address, tls: TlsAcceptor::from(Arc::new(tls)), shared: Arc::new(shared), tasks };
+    pki::write_secret(&config.data.join("admin.kubeconfig"), &server.kubeconfig("admin", &["system:masters"])?)?;
+    Ok(server)
+}
+
+async fn open(path: PathBuf) -> Result<(Store, Committer), BuildError> {
+    let at = path.clone();
+    let opened = tokio::task::spawn_blocking(move || {
+        std::fs::create_dir_all(&path).ok();
+        Store::open(&path)
+    });
+    let opened = opened.await.expect("opening does not panic: metastore catches sled's panics");
+    opened.map_err(|source| BuildError::Store { path: at, source: Box::new(source) })
+}
+
+async fn commit(committer: Committer) -> &'static str {
+    committer.run().await;
+    "store"
+}
+
+/// What the serving certificate is for.
+fn names(config: &Config) -> Vec<String> {
+    let (network, _) = config.service_range;
+    let service = Ipv4Addr::from(u32::from(network) + 1).to_string();
+    let fixed = ["kubernetes", "kubernetes.default", "kubernetes.default.svc", "kubernetes.default.svc.cluster.local"];
+    let mut names: Vec<String> = fixed.into_iter().chain(["localhost", "127.0.0.1"]).map(str::to_owned).collect();
+    names.push(service);
+    let listen = config.listen.ip();
+    if !listen.is_unspecified() {
+        names.push(listen.to_string());
+    }
+    for name in &config.names {
+        if !names.contains(name) {
+            names.push(name.clone());
+        }
+    }
+    names
+}
+
+fn version() -> Value {
+    json!({"major": "1", "minor": "36", "gitVersion": format!("{KUBERNETES}+kedge"), "gitCommit": "", "gitTreeState": "clean",
+           "buildDate": "", "goVersion": "", "compiler": "rustc", "platform": format!("linux/{}", architecture())})
+}
+
+/// Go's word for this machine's architecture.
+fn architecture() -> &'static str {
+    match std::env::consts::ARCH {
+        "x86_64" => "amd64",
+        "aarch64" => "arm64",
+        other => other,
+    }
+}
+
+async fn make_objects(registry: &Registry, config: &Config, pki: &Pki, address: SocketAddr) -> Result<(), BuildError> {
+    let made = |what: &str, result: Result<(), Status>| {
+        result.map_err(|source| BuildError::Bootstrap { what: what.into(), source: Box::new(source) })
+    };
+    for (group, plural, object) in bootstrap::objects() {
+        let what = format!("{plural} {}", object::name(&object));
+        let version = object::text(&object, "/apiVersion").rsplit('/').next().unwrap_or_default().to_owned();
+        let row = kinds::row(group, &version, plural);
+        let missing = || Status::internal(format!("{what} is of a kind that is not served"));
+        made(&what, row.ok_or_else(missing).err().map_or(Ok(()), Err))?;
+        if let Some(row) = row {
+            made(&what, registry.ensure(row, object).await)?;
+        }
+    }
+    let authentication = json!({
+        "apiVersion": "v1", "kind": "ConfigMap",
+        "metadata": {"name": "extension-apiserver-authentication", "namespace": "kube-system"},
+        "data": {"client-ca-file": pki.ca},
+    });
+    made("ConfigMap extension-apiserver-authentication", keep(registry, "configmaps", authentication).await)?;
+    for (plural, object) in own_service(config, address) {
+        let what = format!("{plural} kubernetes");
+        made(&what, keep(registry, plural, object).await)?;
+    }
+    Ok(())
+}
+
+/// The `kubernetes` Service and where it leads.
+fn own_service(config: &Config, address: SocketAddr) -> [(&'static str, Value); 2] {
+    let (network, _) = config.service_range;
+    let service = Ipv4Addr::from(u32::from(network) + 1).to_string();
+    let labels = json!({"component": "apiserver", "provider": "kubernetes"});
+    let named = config.names.iter().find(|name| name.parse::<Ipv4Addr>().is_ok());
+    let endpoint = if address.ip().is_unspecified() { named.cloned() } else { Some(address.ip().to_string()) };
+    let endpoint = endpoint.unwrap_or_else(|| "127.0.0.1".into());
+    [
+        ("services", json!({
+            "apiVersion": "v1", "kind": "Service",
+            "metadata": {"name": "kubernetes", "namespace": "default", "labels": labels},
+            "spec": {"type": "ClusterIP", "clusterIP": service, "clusterIPs": [service], "ipFamilies": ["IPv4"], "ipFamilyPolicy": "SingleStack",
+                     "ports": [{"name": "https", "protocol": "TCP", "port": 443, "targetPort": address.port()}],
+                     "sessionAffinity": "None", "internalTrafficPolicy": "Cluster"},
+        })),
+        ("endpointslices", json!({
+            "apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice", "addressType": "IPv4",
+            "metadata": {"name": "kubernetes", "namespace": "default", "labels": {"kubernetes.io/service-name": "kubernetes"}},
+            "endpoints": [{"addresses": [endpoint], "conditions": {"ready": true}}],
+            "ports": [{"name": "https", "protocol": "TCP", "port": address.port()}],
+        })),
+    ]
+}
+
+/// Makes the object, or makes the one that is there say the same: what it says follows this start's configuration.
+async fn keep(registry: &Registry, plural: &str, wanted: Value) -> Result<(), Status> {
+    let row = kinds::rows().find(|r| r.plural == plural).ok_or_else(Status::no_such_path)?;
+    registry.ensure(row, wanted.clone()).await?;
+    let store = registry.store();
+    let key = Key::new(row.storage, object::namespace(&wanted), object::name(&wanted));
+    let Some(stored) = store.latest(&key) else { return Ok(()) };
+    let current = stored.value();
+    let mut object = current.clone();
+    for field in ["data", "spec", "endpoints", "ports", "addressType"] {
+        if let Some(value) = wanted.get(field) {
+            object[field] = value.clone();
+        }
+    }
+    row.strategy.default(&mut object);
+    if object == current {
+        return Ok(());
+    }
+    let put = store.put(key, Expect::Version(stored.resource_version), object).await;
+    put.map(|_| ()).map_err(|error| crate::registry::unavailable(&error))
+}
+
+/// Removes events that nobody has touched for an hour.
+async fn sweep_events(store: Store) -> &'static str {
+    loop {
+        tokio::time::sleep(EVENT_SWEEP).await;
+        let old = object::now() - EVENT_TTL;
+        let (_, events) = store.list("events", None, None, usize::MAX);
+        for stored in events {
+            let event = stored.value();
+            let last = ["/series/lastObservedTime", "/lastTimestamp", "/eventTime", "/metadata/creationTimestamp"]
+                .iter()
+                .filter_map(|pointer| object::parse_time(object::text(&event, pointer)))
+                .max();
+            if last.is_some_and(|last| last < old) {
+                // One that was just touched again stays.
+                let _ = store.delete(stored.key.clone(), Expect::Version(stored.resource_version), None).await;
+            }
+        }
+    }
+}
+
+impl Server {
+    /// The bound address.
+    pub fn local_addr(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// The CA of the serving certificate, PEM.
+    pub fn root_ca(&self) -> &str {
+        &self.pki.ca
+    }
+
+    /// A kubeconfig of `user` in `groups`, with a certificate of its own.
+    ///
+    /// # Errors
+    /// When the certificate cannot be made.
+    pub fn kubeconfig(&self, user: &str, groups: &[&str]) -> Result<String, BuildError> {
+        let host = if self.address.ip().is_unspecified() { "127.0.0.1".into() } else { self.address.ip().to_string() };
+        let url = format!("https://{host}:{}", self.address.port());
+        Ok(self.pki.kubeconfig(&url, user, groups)?)
+    }
+
+    /// Serves until `stop` says so. Ends earlier only when a part of it does.
+    pub async fn run(mut self, mut stop: watch::Receiver<bool>) {
+        tracing::info!(address = %self.address, "the embedded Kubernetes API is up");
+        let serving = http::serve(self.listener, self.tls, self.shared);
+        tokio::select! {
+            () = serving => {}
+            ended = self.tasks.join_next() => tracing::error!(task = ?ended, "a part of the embedded API ended"),
+            _ = stop.wait_for(|stop| *stop) => {}
+        }
+    }
+}

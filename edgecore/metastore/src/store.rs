@@ -364,6 +364,9 @@ fn check_records(db: &Db, codec: &Arc<Codec>, path: &Path, limit: Duration) -> R
             if result.is_err() {
                 // Its flush in `Drop` may not return on a damaged store.
                 std::mem::forget(db);
+            } else {
+                // Before the answer: whoever opens the store again must not find this handle's lock.
+                drop(db);
             }
             // Nobody listens any more when the deadline is over.
             let _ = sender.send(result);

@@ -178,7 +178,7 @@ async fn connection(config: Arc<Config>, node: String, (stream, serving): (TcpSt
     });
     let served = hyper::server::conn::http1::Builder::new()
         .timer(TokioTimer::new())
-        .header_read_timeout(Duration::from_secs(300))
+        .header_read_timeout(HANDSHAKE)
         .serve_connection(TokioIo::new(stream), service)
         .with_upgrades();
     if let Err(error) = served.await {

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use futures::stream::{self, StreamExt as _};
 use http::Method;
 use serde_json::{Value, json};
 use tokio::sync::Notify;
@@ -28,6 +29,9 @@ struct Write {
     /// What the API made of it: it may say the same in other words (a quantity of `1000m` becomes `1`).
     result: Option<Value>,
 }
+
+/// Pod statuses of one node that are written at once; NodeRestriction reads the pod for each.
+const PODS_AT_ONCE: usize = 8;
 
 type Written = HashMap<String, Write>;
 
@@ -232,6 +236,7 @@ impl Task {
         json!({"type": "EdgeConnected", "status": "True", "reason": reason, "message": message})
     }
 
+    /// Writes what is due, a few pods at once: one after the other, the last of twenty would wait for nineteen round trips.
     async fn write_pods(&mut self) -> Result<(), ApiError> {
         let reports: Vec<(PodRef, Value)> = match self.writer.lock().get(&self.node) {
             Some(live) => live
@@ -241,39 +246,34 @@ impl Task {
                 .collect(),
             None => return Ok(()),
         };
+        let due: Vec<(PodRef, Value)> = reports
+            .into_iter()
+            .filter(|(pod, status)| self.is_pod_due(pod, status))
+            .collect();
+        let (writer, node) = (self.writer.clone(), self.node.clone());
+        let writes = due.into_iter().map(|(pod, status)| {
+            let (writer, node) = (&writer, &node);
+            async move { (pod.uid.clone(), write_pod(writer, node, &pod, &status).await) }
+        });
+        let mut writes = stream::iter(writes).buffer_unordered(PODS_AT_ONCE);
         let mut first_error = None;
-        for (pod, status) in reports {
-            if let Err(error) = self.write_pod(&pod, &status).await {
-                first_error.get_or_insert(error);
+        while let Some((uid, result)) = writes.next().await {
+            match result {
+                Ok(Some(status)) => self.wrote(&uid, &status),
+                Ok(None) => {}
+                Err(error) => {
+                    first_error.get_or_insert(error);
+                }
             }
         }
         first_error.map_or(Ok(()), Err)
     }
 
-    async fn write_pod(&mut self, pod: &PodRef, status: &Value) -> Result<(), ApiError> {
+    fn is_pod_due(&mut self, pod: &PodRef, status: &Value) -> bool {
         let Some(known) = self.writer.registry.pod(&pod.namespace, &pod.name) else {
-            return Ok(());
+            return false;
         };
-        let actual = (&known.object["status"], known.version);
-        if known.uid != pod.uid || !self.is_due(&pod.uid, status, actual) {
-            return Ok(());
-        }
-        let path = format!("/api/v1/namespaces/{}/pods/{}/status", pod.namespace, pod.name);
-        let patch = diff::pod_patch(&pod.uid, status);
-        match self
-            .writer
-            .api
-            .call(As::Node(&self.node), Method::PATCH, &path, Send::Strategic(&patch))
-            .await
-        {
-            // Deleted or replaced meanwhile.
-            Err(error) if matches!(error.code(), Some(404 | 409)) => Ok(()),
-            other => {
-                let result = other?;
-                self.wrote(&pod.uid, &result["status"]);
-                Ok(())
-            }
-        }
+        known.uid == pod.uid && self.is_due(&pod.uid, status, (&known.object["status"], known.version))
     }
 
     /// Whether the API says something else than the report, and not only because it has not shown our last write yet.
@@ -302,6 +302,20 @@ impl Task {
         if let Some(write) = self.written.get_mut(what) {
             write.result = Some(result.clone());
         }
+    }
+}
+
+/// One pod's status, as the node; what the API made of it, or None when that pod is gone or was replaced meanwhile.
+async fn write_pod(writer: &Writer, node: &str, pod: &PodRef, status: &Value) -> Result<Option<Value>, ApiError> {
+    let path = format!("/api/v1/namespaces/{}/pods/{}/status", pod.namespace, pod.name);
+    let patch = diff::pod_patch(&pod.uid, status);
+    match writer
+        .api
+        .call(As::Node(node), Method::PATCH, &path, Send::Strategic(&patch))
+        .await
+    {
+        Err(error) if matches!(error.code(), Some(404 | 409)) => Ok(None),
+        other => Ok(Some(other?["status"].take())),
     }
 }
 

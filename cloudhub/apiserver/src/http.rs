@@ -44,8 +44,9 @@ const MAX_CONNECTIONS: usize = 4096;
 /// Requests at once that are neither watches nor streams (kube-apiserver's `--max-requests-inflight` is 400).
 const MAX_REQUESTS: usize = 400;
 const HANDSHAKE: Duration = Duration::from_secs(10);
-/// A request's head from a slow writer.
-const HEAD: Duration = Duration::from_secs(10);
+/// A request's head from a slow writer, and how long an idle connection is kept: longer than clients keep theirs (90 s), so that
+/// none sends into a connection that is being closed.
+const HEAD: Duration = Duration::from_secs(120);
 /// Header bytes of an HTTP/1 request; kubectl's are under 4 KiB.
 const MAX_HEAD: usize = 64 * 1024;
 const MAX_STREAMS: u32 = 250;

@@ -10,6 +10,7 @@
 //! Each step looks first whether it is done, so a second run converges: an unchanged service is left alone, a changed one restarted.
 //! On failure it stops where it is and says which log to read; nothing is undone, and a second run goes on from there.
 
+mod address;
 mod cluster;
 mod down;
 mod kubectl;
@@ -74,11 +75,6 @@ pub(crate) async fn run(args: Args) -> Result<()> {
     if args.down {
         return down::run(&layout).await;
     }
-    if args.cluster.is_none() {
-        bail!(
-            "this version of the hub has no API of its own: give --cluster KUBECONFIG, the cluster to put the hub above"
-        );
-    }
     up(&args, &layout).await
 }
 
@@ -105,6 +101,9 @@ async fn up(args: &Args, layout: &Layout) -> Result<()> {
     .await?;
     import_images(layout)?;
     say("hub");
+    if plan.cluster.is_none() {
+        address::ensure(layout)?;
+    }
     services.ensure(&layout.cloudhub_service(&plan)?)?;
     wait_for(
         "the hub is ready",

@@ -530,3 +530,6 @@ impl Watch {
         Some(found)
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -19,7 +19,7 @@ use tokio::time::timeout;
 
 use crate::up::layout::{BRIDGE, CGROUP, Layout};
 use crate::up::service::{ALL, Services};
-use crate::up::{cluster, say};
+use crate::up::{address, cluster, say};
 
 /// All pods together: stopped without grace.
 const PODS_WITHIN: Duration = Duration::from_secs(60);
@@ -51,6 +51,7 @@ pub(super) async fn run(layout: &Layout) -> Result<()> {
     }
     unmount(&[&layout.run, &layout.state])?;
     remove_network();
+    address::remove(layout);
     remove_cgroups(Path::new(CGROUPS))?;
     for folder in [&layout.run, &layout.state] {
         remove_folder(folder)?;

@@ -11,6 +11,8 @@ use crate::up::service::Service;
 
 /// The bridge of the pods, not the one of a node that was installed for good.
 pub(super) const BRIDGE: &str = "kedge-up0";
+/// The API's Service address: pods reach the embedded API there, on the machine's own loopback.
+pub(super) const API_ADDRESS: &str = "10.96.0.1";
 /// The cgroup that holds every container.
 pub(super) const CGROUP: &str = "kedge-up";
 /// CAP_SYS_RESOURCE, as in linux/capability.h.
@@ -158,6 +160,7 @@ impl Layout {
                 .map(|(name, value)| (name.to_owned(), value.to_owned()))
                 .into(),
             log: self.log(name),
+            address: None,
         }
     }
 
@@ -197,13 +200,15 @@ impl Layout {
         .to_vec();
         let kubeconfig = self.kubeconfig(plan).display().to_string();
         let data = self.state.join("hub").display().to_string();
-        let api = format!("127.0.0.1:{}", plan.port);
+        // All addresses: people use 127.0.0.1, pods API_ADDRESS. Callers are known by certificate or token on each.
+        let api = format!("0.0.0.0:{}", plan.port);
         let above: &[&str] = match plan.cluster {
             Some(_) => &["--kubeconfig", &kubeconfig],
             None => &["--embedded", "--data", &data, "--listen", &api],
         };
         args.extend(above.iter().map(|arg| (*arg).to_owned()));
         service.args = args;
+        service.address = plan.cluster.is_none().then(|| API_ADDRESS.to_owned());
         Ok(service)
     }
 
@@ -249,7 +254,7 @@ disabled_plugins = ["io.containerd.snapshotter.v1.btrfs", "io.containerd.snapsho
 
 fn edgecore_config(layout: &Layout, plan: &Plan) -> serde_json::Value {
     let state = |name: &str| layout.state.join(name).display().to_string();
-    json!({
+    let mut config = json!({
         "apiVersion": "kedge.dev/v1alpha1",
         "kind": "EdgecoreConfig",
         "nodeName": plan.node,
@@ -266,7 +271,11 @@ fn edgecore_config(layout: &Layout, plan: &Plan) -> serde_json::Value {
             "cniBinDir": plan.cni.display().to_string(),
             "bridge": BRIDGE,
         },
-    })
+    });
+    if plan.cluster.is_none() {
+        config["apiServer"] = json!({"host": API_ADDRESS, "port": plan.port});
+    }
+    config
 }
 
 /// Whether this process has capability number `number`.
@@ -342,5 +351,6 @@ mod tests {
         assert_eq!(config["hub"]["addresses"][0], "h:1");
         assert_eq!(config["nodeName"], "robot");
         assert_eq!(config["kubelet"]["cgroupRoot"], CGROUP);
+        assert_eq!(config["apiServer"]["host"], API_ADDRESS);
     }
 }

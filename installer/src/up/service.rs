@@ -32,6 +32,9 @@ pub(crate) struct Service {
     pub(super) args: Vec<String>,
     pub(super) env: Vec<(String, String)>,
     pub(super) log: PathBuf,
+    /// An address that must be on the loopback before it starts.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) address: Option<String>,
 }
 
 /// A process, by pid and start time.
@@ -244,11 +247,15 @@ fn systemctl(args: &[&str]) -> Result<()> {
 fn unit_file(service: &Service, run: &Path) -> String {
     let mut unit = format!(
         "# Written by kedge up.\n[Unit]\nDescription=Kedge up: {}\nAfter=network.target\nStartLimitIntervalSec=0\n\n[Service]\n\
-         ExecStartPre=/bin/mkdir -p -m 0700 {}\nExecStart={}",
+         ExecStartPre=/bin/mkdir -p -m 0700 {}\n",
         service.name,
         run.display(),
-        service.program.display()
     );
+    if let Some(address) = &service.address {
+        // After a reboot it is not there any more; where it is, this fails and that is fine.
+        let _ = writeln!(unit, "ExecStartPre=-/sbin/ip address add {address}/32 dev lo");
+    }
+    let _ = write!(unit, "ExecStart={}", service.program.display());
     for arg in &service.args {
         let _ = write!(unit, " {arg}");
     }
@@ -275,6 +282,7 @@ mod tests {
             args: vec!["1000".to_owned()],
             env: vec![("A".to_owned(), "b".to_owned())],
             log: log.to_owned(),
+            address: Some("10.96.0.1".to_owned()),
         }
     }
 
@@ -305,6 +313,7 @@ mod tests {
             "ExecStart=/bin/sleep 1000\n",
             "Environment=A=b\n",
             "KillMode=process\n",
+            "ExecStartPre=-/sbin/ip address add 10.96.0.1/32 dev lo\nExecStart=",
             "append:/l/s.log\n",
         ] {
             assert!(unit.contains(line), "{line} in {unit}");

@@ -9,6 +9,7 @@
 //! Everything is killed by id when its owner is dropped; what a crashed test left is swept by the next one (see [`sweep`]).
 
 pub mod edge;
+pub mod fresh;
 pub mod hub;
 pub mod kubectl;
 pub mod paths;
@@ -22,6 +23,7 @@ pub mod wait;
 pub mod yaml;
 
 pub use edge::Edge;
+pub use fresh::Fresh;
 pub use hub::Hub;
 pub use kubectl::Kubectl;
 pub use plane::ControlPlane;

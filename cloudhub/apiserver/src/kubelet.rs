@@ -28,7 +28,7 @@ use hyper::client::conn::http1::{self, SendRequest};
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
 use rustls::pki_types::pem::PemObject as _;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, pem};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use rustls::{ClientConfig, RootCertStore};
 use serde_json::Value;
 use tokio::net::TcpStream;
@@ -75,20 +75,6 @@ const OURS: [HeaderName; 4] = [
     header::ACCEPT_ENCODING,
 ];
 
-/// Why there is no client of the kubelets.
-#[derive(Debug, thiserror::Error)]
-pub(crate) enum IdentityError {
-    /// Not PEM.
-    #[error("read the certificate that kubelets know this API by")]
-    Certificate(#[source] pem::Error),
-    /// Not PEM.
-    #[error("read the key of the certificate that kubelets know this API by")]
-    Key(#[source] pem::Error),
-    /// They do not belong together, or are of a kind that TLS does not use.
-    #[error("use the certificate that kubelets know this API by")]
-    Unusable(#[source] rustls::Error),
-}
-
 /// Where a kubelet listens.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Endpoint {
@@ -105,39 +91,11 @@ impl std::fmt::Display for Endpoint {
     }
 }
 
-/// The certificate and key that kubelets know this API by.
-struct Identity {
-    chain: Vec<CertificateDer<'static>>,
-    key: PrivateKeyDer<'static>,
-}
-
-impl Identity {
-    fn new(certificate: &str, key: &str) -> Result<Self, IdentityError> {
-        let chain = CertificateDer::pem_slice_iter(certificate.as_bytes()).collect::<Result<Vec<_>, _>>();
-        let identity = Self {
-            chain: chain.map_err(IdentityError::Certificate)?,
-            key: PrivateKeyDer::from_pem_slice(key.as_bytes()).map_err(IdentityError::Key)?,
-        };
-        identity
-            .connector(RootCertStore::empty())
-            .map_err(IdentityError::Unusable)?;
-        Ok(identity)
-    }
-
-    fn connector(&self, roots: RootCertStore) -> Result<TlsConnector, rustls::Error> {
-        let provider = Arc::new(rustls::crypto::ring::default_provider());
-        let config = ClientConfig::builder_with_provider(provider)
-            .with_safe_default_protocol_versions()?
-            .with_root_certificates(roots)
-            .with_client_auth_cert(self.chain.clone(), self.key.clone_key())?;
-        Ok(TlsConnector::from(Arc::new(config)))
-    }
-}
-
 /// The kubelets of all nodes.
 pub(crate) struct Kubelets {
     store: Store,
-    identity: Identity,
+    /// The certificate chain that kubelets know this API by, and its key, PEM.
+    identity: (String, String),
     /// Namespace and name of the Secret with the CA of the kubelets' serving certificates.
     ca: (String, String),
     /// What follows from the Secret as it was at this resourceVersion.
@@ -153,46 +111,63 @@ impl std::fmt::Debug for Kubelets {
 }
 
 impl Kubelets {
-    /// `identity`: certificate chain and key, PEM; `ca`: namespace and name of the Secret whose `tls.crt` signs the kubelets' certificates.
-    ///
-    /// # Errors
-    /// When `identity` is no certificate with its key.
-    pub(crate) fn new(store: Store, identity: (&str, &str), ca: (String, String)) -> Result<Self, IdentityError> {
-        Ok(Self {
+    /// `identity`: the certificate chain that kubelets know this API by and its key, PEM; `ca`: namespace and name of the Secret whose
+    /// `tls.crt` signs the kubelets' certificates.
+    pub(crate) fn new(store: Store, identity: (String, String), ca: (String, String)) -> Self {
+        Self {
             store,
-            identity: Identity::new(identity.0, identity.1)?,
+            identity,
             ca,
             trust: Mutex::default(),
             pipes: Mutex::default(),
-        })
+        }
     }
 
-    /// Sends `request` to the kubelet of `node` as `path_and_query` and gives its answer, whatever it is. An upgrade's pipe is run here.
+    /// A subresource of `pod`: `log`, `exec`, `attach` or `portforward`, with its query parameters.
     ///
     /// # Errors
-    /// 404 without such a Node; 500 and 503 when its kubelet cannot be reached.
+    /// What the real server refuses before it calls; as [`Self::forward`]; for logs what the kubelet refuses.
+    pub(crate) async fn pod(
+        &self,
+        pod: &Value,
+        subresource: &str,
+        query: &[(String, String)],
+        request: Request<Incoming>,
+    ) -> Result<Response<Body>, Status> {
+        let query = paths::Query::new(query);
+        let is_log = subresource == "log";
+        if !(request.method() == Method::GET || request.method() == Method::POST && !is_log) {
+            return Err(Status::method_not_allowed());
+        }
+        let target = match subresource {
+            "log" => match paths::log(pod, query)? {
+                Some(target) => target,
+                None => return Ok(no_content()),
+            },
+            "portforward" => paths::port_forward(pod, query)?,
+            process => paths::process(process, pod, query)?,
+        };
+        let answer = self.forward(&target.node, request, &target.path).await?;
+        if is_log {
+            log_answer(answer, object::name(pod)).await
+        } else {
+            Ok(answer)
+        }
+    }
+
+    /// Sends `request` to a kubelet as `path_and_query` and gives its answer, whatever it is. An upgrade's pipe is run here. `node` is a
+    /// Node's name, also as it may stand in `nodes/NAME/proxy`: `NAME:PORT`, `https:NAME:PORT`. Only the kubelet's own port is reached:
+    /// from here one could reach all that the hub can.
+    ///
+    /// # Errors
+    /// 404 without such a Node; 400 for another port; 500 and 503 when its kubelet cannot be reached.
     pub(crate) async fn forward(
         &self,
         node: &str,
         request: Request<Incoming>,
         path_and_query: &str,
     ) -> Result<Response<Body>, Status> {
-        let (to, connector) = (endpoint(&self.node(node)?)?, self.connector()?);
-        self.pass_on((&to, &connector), request, path_and_query).await
-    }
-
-    /// `nodes/NAME/proxy`: `name` as it stands in the path, `path_and_query` of the kubelet's API. Only the kubelet's own port is reached:
-    /// from here one could reach all that the hub can.
-    ///
-    /// # Errors
-    /// As [`Self::forward`]; 400 for another port.
-    pub(crate) async fn proxy(
-        &self,
-        name: &str,
-        request: Request<Incoming>,
-        path_and_query: &str,
-    ) -> Result<Response<Body>, Status> {
-        let (node, port) = paths::node_of_proxy(name)?;
+        let (node, port) = paths::node_of_proxy(node)?;
         let to = endpoint(&self.node(node)?)?;
         if let Some(other) = port.filter(|port| *port != to.port) {
             return Err(Status::bad_request(format!(
@@ -242,7 +217,7 @@ impl Kubelets {
             .decode(encoded)
             .map_err(|_| unusable("has a tls.crt that is no base64"))?;
         let roots = roots(&pem).ok_or_else(|| unusable("has no certificate in tls.crt"))?;
-        let connector = self.identity.connector(roots).map_err(Status::internal)?;
+        let connector = connector(&self.identity, roots).map_err(Status::internal)?;
         *trust = Some((secret.resource_version, connector.clone()));
         Ok(connector)
     }
@@ -282,6 +257,18 @@ impl Kubelets {
         while pipes.try_join_next().is_some() {}
         pipes.spawn(pipe);
     }
+}
+
+/// A TLS client that trusts `roots` and shows `identity`.
+fn connector((certificate, key): &(String, String), roots: RootCertStore) -> Result<TlsConnector, Error> {
+    let chain = CertificateDer::pem_slice_iter(certificate.as_bytes()).collect::<Result<Vec<_>, _>>()?;
+    let key = PrivateKeyDer::from_pem_slice(key.as_bytes())?;
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let config = ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()?
+        .with_root_certificates(roots)
+        .with_client_auth_cert(chain, key)?;
+    Ok(TlsConnector::from(Arc::new(config)))
 }
 
 /// An object of the core group in the store.
@@ -452,9 +439,15 @@ async fn splice(caller: OnUpgrade, kubelet: OnUpgrade, driver: JoinSet<()>) {
     drop(driver);
 }
 
-/// A body without anything.
-pub(crate) fn empty() -> Body {
+fn empty() -> Body {
     Empty::new().map_err(|never| match never {}).boxed_unsync()
+}
+
+/// There are no logs yet.
+fn no_content() -> Response<Body> {
+    let mut response = Response::new(empty());
+    *response.status_mut() = StatusCode::NO_CONTENT;
+    response
 }
 
 /// An answer's body that keeps its connection alive until it has been read, and ends it when nobody reads any more.
@@ -485,10 +478,7 @@ impl hyper::body::Body for Guarded {
 }
 
 /// A kubelet's answer to a log request: what it refuses becomes a Status, as in the real server.
-///
-/// # Errors
-/// What the kubelet refuses.
-pub(crate) async fn log_answer(response: Response<Body>, pod: &str) -> Result<Response<Body>, Status> {
+async fn log_answer(response: Response<Body>, pod: &str) -> Result<Response<Body>, Status> {
     let code = response.status();
     if (200..=206).contains(&code.as_u16()) {
         return Ok(response);

@@ -7,7 +7,6 @@
 //! * [`schema`]: is the body an object of that kind: unknown fields, wrong types; how lists merge in a patch
 //! * [`kinds`]: a row and a strategy a kind: defaults, validation, what a write may change, columns
 //! * [`registry`]: the one function that every write goes through; lists and watches
-//! * `kubelet`, `metrics`: what the nodes' kubelets answer
 //! * [`store`]: objects by key, resourceVersions, the log that watches read; commits are grouped by `metastore`
 //!
 //! State: [`store::Store`] owns all of it. A request that fails has changed nothing. A store that fails ends the process, which
@@ -17,8 +16,6 @@ pub mod auth;
 pub mod bootstrap;
 pub mod http;
 pub mod kinds;
-pub(crate) mod kubelet;
-pub(crate) mod metrics;
 mod object;
 mod patch;
 pub mod registry;

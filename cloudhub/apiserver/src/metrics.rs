@@ -20,16 +20,15 @@ use tokio::time::{Instant, sleep, timeout};
 use crate::kinds;
 use crate::kubelet::Kubelets;
 use crate::object;
+use crate::selector::Labels;
 use crate::status::Status;
 use crate::store::{Key, Store, Stored};
 use resource::{Sample, Usage};
 
 /// API group.
-pub(crate) const GROUP: &str = "metrics.k8s.io";
-/// API version.
-pub(crate) const VERSION: &str = "v1beta1";
-/// plural, kind, namespaced; each with `get` and `list`.
-pub(crate) const RESOURCES: [(&str, &str, bool); 2] = [("nodes", "NodeMetrics", false), ("pods", "PodMetrics", true)];
+const GROUP: &str = "metrics.k8s.io";
+/// Group and version.
+const API_VERSION: &str = "metrics.k8s.io/v1beta1";
 
 /// A node's kubelet answers within this, or it has no metrics.
 const NODE: Duration = Duration::from_secs(3);
@@ -55,89 +54,74 @@ struct Samples {
 /// Two samples: the earlier one, and the later.
 type Pair = (Arc<Sample>, Arc<Sample>);
 
-/// The group.
-#[derive(Debug)]
+/// The last samples of each node.
+#[derive(Debug, Default)]
 pub(crate) struct Metrics {
-    store: Store,
-    kubelets: Arc<Kubelets>,
     nodes: Mutex<HashMap<String, Arc<tokio::sync::Mutex<Samples>>>>,
 }
 
 impl Metrics {
-    /// Over these kubelets.
-    pub(crate) fn new(store: Store, kubelets: Arc<Kubelets>) -> Self {
-        Self {
-            store,
-            kubelets,
-            nodes: Mutex::default(),
-        }
-    }
-
-    /// NodeMetricsList of the nodes that `select` takes.
-    pub(crate) async fn list_nodes(&self, select: impl Fn(&Stored) -> bool) -> Value {
-        let nodes = self.stored("nodes", None);
-        self.forget_others(&nodes);
-        let chosen: Vec<Arc<Stored>> = nodes.into_iter().filter(|node| select(node)).collect();
-        let samples = self
-            .samples(chosen.iter().map(|node| node.key.name.clone()).collect())
-            .await;
-        let items = chosen
-            .iter()
-            .filter_map(|node| node_metrics(&node.value(), samples.get(&node.key.name)?));
-        list("NodeMetricsList", items.collect())
-    }
-
-    /// NodeMetrics of one node.
+    /// NodeMetrics of node `name`, or a NodeMetricsList of the nodes that `labels` select.
     ///
     /// # Errors
-    /// 404: there is no such node, or it has no metrics.
-    pub(crate) async fn get_node(&self, name: &str) -> Result<Value, Status> {
+    /// 404: there is no node `name`, or it has no metrics.
+    pub(crate) async fn nodes(
+        &self,
+        kubelets: &Kubelets,
+        store: &Store,
+        name: Option<&str>,
+        labels: &Labels,
+    ) -> Result<Value, Status> {
+        let Some(name) = name else {
+            let nodes = all(store, "nodes", None);
+            self.forget_others(&nodes);
+            let chosen: Vec<Arc<Stored>> = nodes.into_iter().filter(|node| labels.matches(node)).collect();
+            let names = chosen.iter().map(|node| node.key.name.clone()).collect();
+            let samples = self.samples(kubelets, names).await;
+            let items = chosen
+                .iter()
+                .filter_map(|node| node_metrics(&node.value(), samples.get(&node.key.name)?));
+            return Ok(list("NodeMetricsList", items.collect()));
+        };
         let none = || Status::not_found(GROUP, "nodes", name);
-        let node = self.one("nodes", "", name).ok_or_else(none)?;
-        let pair = self.sampled(name).await.ok_or_else(none)?;
+        let node = one(store, "nodes", "", name).ok_or_else(none)?;
+        let pair = self.sampled(kubelets, name).await.ok_or_else(none)?;
         let metrics = node_metrics(&node.value(), &pair).ok_or_else(none)?;
         Ok(typed("NodeMetrics", metrics))
     }
 
-    /// PodMetricsList of the pods that `select` takes, of one namespace or all.
-    pub(crate) async fn list_pods(&self, namespace: Option<&str>, select: impl Fn(&Stored) -> bool) -> Value {
-        let chosen: Vec<Value> = self
-            .stored("pods", namespace)
-            .iter()
-            .filter(|pod| select(pod))
-            .map(|pod| pod.value())
-            .collect();
-        let nodes: HashSet<&str> = chosen.iter().map(node_of).filter(|node| !node.is_empty()).collect();
-        let samples = self
-            .samples(nodes.iter().map(|node| (*node).to_owned()).collect())
-            .await;
-        let items = chosen
-            .iter()
-            .filter_map(|pod| pod_metrics(pod, samples.get(node_of(pod))?));
-        list("PodMetricsList", items.collect())
-    }
-
-    /// PodMetrics of one pod.
+    /// PodMetrics of the pod that is named, or a PodMetricsList of the pods of one namespace or all that `labels` select.
     ///
     /// # Errors
     /// 404: there is no such pod, or it has no metrics.
-    pub(crate) async fn get_pod(&self, namespace: &str, name: &str) -> Result<Value, Status> {
+    pub(crate) async fn pods(
+        &self,
+        kubelets: &Kubelets,
+        store: &Store,
+        (namespace, name): (Option<&str>, Option<&str>),
+        labels: &Labels,
+    ) -> Result<Value, Status> {
+        let Some(name) = name else {
+            let pods = all(store, "pods", namespace);
+            let chosen: Vec<Value> = pods
+                .iter()
+                .filter(|pod| labels.matches(pod))
+                .map(|pod| pod.value())
+                .collect();
+            let nodes: HashSet<&str> = chosen.iter().map(node_of).filter(|node| !node.is_empty()).collect();
+            let names = nodes.into_iter().map(str::to_owned).collect();
+            let samples = self.samples(kubelets, names).await;
+            let items = chosen
+                .iter()
+                .filter_map(|pod| pod_metrics(pod, samples.get(node_of(pod))?));
+            return Ok(list("PodMetricsList", items.collect()));
+        };
+        let namespace = namespace.unwrap_or_default();
         let none = || Status::not_found(GROUP, "pods", &format!("{namespace}/{name}"));
-        let pod = self.one("pods", namespace, name).ok_or_else(none)?.value();
-        let pair = self.sampled(node_of(&pod)).await.ok_or_else(none)?;
+        let pod = one(store, "pods", namespace, name).ok_or_else(none)?.value();
+        let pair = self.sampled(kubelets, node_of(&pod)).await.ok_or_else(none)?;
         let metrics = pod_metrics(&pod, &pair).ok_or_else(none)?;
         Ok(typed("PodMetrics", metrics))
-    }
-
-    fn stored(&self, plural: &str, namespace: Option<&str>) -> Vec<Arc<Stored>> {
-        let row = kinds::row("", "v1", plural);
-        row.map(|row| self.store.list(row.storage, namespace, None, usize::MAX).1)
-            .unwrap_or_default()
-    }
-
-    fn one(&self, plural: &str, namespace: &str, name: &str) -> Option<Arc<Stored>> {
-        let row = kinds::row("", "v1", plural)?;
-        self.store.get(&Key::new(row.storage, namespace, name))
     }
 
     /// Lets go of nodes that are no more.
@@ -147,10 +131,10 @@ impl Metrics {
         known.retain(|name, _| names.contains(name.as_str()));
     }
 
-    async fn samples(&self, nodes: Vec<String>) -> HashMap<String, Pair> {
+    async fn samples(&self, kubelets: &Kubelets, nodes: Vec<String>) -> HashMap<String, Pair> {
         let asked = futures::stream::iter(nodes)
             .map(|node| async move {
-                let pair = self.sampled(&node).await?;
+                let pair = self.sampled(kubelets, &node).await?;
                 Some((node, pair))
             })
             .buffer_unordered(AT_ONCE);
@@ -158,7 +142,7 @@ impl Metrics {
     }
 
     /// The two last samples of a node, fresh enough.
-    async fn sampled(&self, node: &str) -> Option<Pair> {
+    async fn sampled(&self, kubelets: &Kubelets, node: &str) -> Option<Pair> {
         if node.is_empty() {
             return None;
         }
@@ -169,43 +153,57 @@ impl Metrics {
         // Whoever asks meanwhile waits here and gets the same answer.
         let mut samples = samples.lock().await;
         if samples.asked.is_none_or(|asked| asked.elapsed() >= CACHED) {
-            self.refresh(node, &mut samples).await;
+            samples.refresh(|| sample(kubelets, node)).await;
         }
         let (_, last) = samples.last.clone()?;
         Some((samples.previous.clone()?, last))
     }
+}
 
-    async fn refresh(&self, node: &str, samples: &mut Samples) {
-        let before = samples.last.take().filter(|(at, _)| at.elapsed() < OLD);
-        samples.previous = before.map(|(_, sample)| sample);
-        let mut taken = self.sample(node).await;
-        if let (None, Some(first)) = (&samples.previous, &taken) {
-            samples.previous = Some(first.clone());
+impl Samples {
+    /// A new last sample, and one before it that is not old.
+    async fn refresh<F: Future<Output = Option<Arc<Sample>>>>(&mut self, mut take: impl FnMut() -> F) {
+        let before = self.last.take().filter(|(at, _)| at.elapsed() < OLD);
+        self.previous = before.map(|(_, sample)| sample);
+        let mut taken = take().await;
+        if let (None, Some(first)) = (&self.previous, &taken) {
+            self.previous = Some(first.clone());
             sleep(GAP).await;
-            taken = self.sample(node).await;
+            taken = take().await;
         }
         // Asked is what has been answered: a caller that goes away meanwhile leaves it to the next.
-        samples.asked = Some(Instant::now());
-        samples.last = taken.map(|sample| (Instant::now(), sample));
+        self.asked = Some(Instant::now());
+        self.last = taken.map(|sample| (Instant::now(), sample));
     }
+}
 
-    async fn sample(&self, node: &str) -> Option<Arc<Sample>> {
-        let answer = timeout(NODE, self.kubelets.fetch(node, "/metrics/resource", MAX_ANSWER)).await;
-        match answer {
-            Ok(Ok(text)) => {
-                let text = String::from_utf8_lossy(&text);
-                Some(Arc::new(resource::parse(&text, object::now())))
-            }
-            Ok(Err(error)) => {
-                tracing::debug!(node, %error, "no metrics");
-                None
-            }
-            Err(_) => {
-                tracing::debug!(node, "no metrics within {NODE:?}");
-                None
-            }
+async fn sample(kubelets: &Kubelets, node: &str) -> Option<Arc<Sample>> {
+    let answer = timeout(NODE, kubelets.fetch(node, "/metrics/resource", MAX_ANSWER)).await;
+    match answer {
+        Ok(Ok(text)) => {
+            let text = String::from_utf8_lossy(&text);
+            Some(Arc::new(resource::parse(&text, object::now())))
+        }
+        Ok(Err(error)) => {
+            tracing::debug!(node, %error, "no metrics");
+            None
+        }
+        Err(_) => {
+            tracing::debug!(node, "no metrics within {NODE:?}");
+            None
         }
     }
+}
+
+fn all(store: &Store, plural: &str, namespace: Option<&str>) -> Vec<Arc<Stored>> {
+    let row = kinds::row("", "v1", plural);
+    row.map(|row| store.list(row.storage, namespace, None, usize::MAX).1)
+        .unwrap_or_default()
+}
+
+fn one(store: &Store, plural: &str, namespace: &str, name: &str) -> Option<Arc<Stored>> {
+    let row = kinds::row("", "v1", plural)?;
+    store.get(&Key::new(row.storage, namespace, name))
 }
 
 fn node_of(pod: &Value) -> &str {
@@ -213,13 +211,13 @@ fn node_of(pod: &Value) -> &str {
 }
 
 fn list(kind: &str, items: Vec<Value>) -> Value {
-    json!({"kind": kind, "apiVersion": format!("{GROUP}/{VERSION}"), "metadata": {}, "items": items})
+    json!({"kind": kind, "apiVersion": API_VERSION, "metadata": {}, "items": items})
 }
 
 fn typed(kind: &str, metrics: Value) -> Value {
     let mut typed = Map::new();
     typed.insert("kind".into(), kind.into());
-    typed.insert("apiVersion".into(), format!("{GROUP}/{VERSION}").into());
+    typed.insert("apiVersion".into(), API_VERSION.into());
     if let Value::Object(fields) = metrics {
         typed.extend(fields);
     }
@@ -297,6 +295,33 @@ mod tests {
         assert_eq!(metrics["usage"], json!({"cpu": "500m", "memory": "1Mi"}));
         assert_eq!(metrics["metadata"]["labels"], json!({"a": "b"}));
         assert_eq!(typed("NodeMetrics", metrics)["apiVersion"], "metrics.k8s.io/v1beta1");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_first_request_in_a_while_takes_two_samples() {
+        let (first, last) = pair(1.0);
+        let mut samples = Samples::default();
+        let mut taken = 0;
+        let mut take = |_: ()| {
+            taken += 1;
+            std::future::ready(Some(if taken == 1 { first.clone() } else { last.clone() }))
+        };
+        samples.refresh(|| take(())).await;
+        assert!(Arc::ptr_eq(samples.previous.as_ref().unwrap(), &first));
+        samples.refresh(|| take(())).await;
+        assert!(Arc::ptr_eq(samples.previous.as_ref().unwrap(), &last));
+        tokio::time::advance(OLD).await;
+        samples.refresh(|| take(())).await;
+        assert_eq!(taken, 5, "2, then 1, then 2 again");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_node_that_does_not_answer_has_no_metrics_and_is_not_waited_for_twice() {
+        let mut samples = Samples::default();
+        let begun = Instant::now();
+        samples.refresh(|| std::future::ready(None)).await;
+        assert!(samples.last.is_none() && samples.asked.is_some());
+        assert!(begun.elapsed() < GAP);
     }
 
     #[test]

@@ -14,24 +14,21 @@ pub(crate) struct Target {
     pub(crate) path: String,
 }
 
-/// A query string: names may repeat.
-#[derive(Debug, Default)]
-struct Query(Vec<(String, String)>);
+/// Query parameters: names may repeat.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Query<'a>(&'a [(String, String)]);
 
-impl Query {
-    fn parse(query: &str) -> Self {
-        let pair = |part: &str| {
-            let (name, value) = part.split_once('=').unwrap_or((part, ""));
-            (decode(name), decode(value))
-        };
-        Self(query.split('&').filter(|part| !part.is_empty()).map(pair).collect())
+impl<'a> Query<'a> {
+    /// Of these pairs, decoded.
+    pub(crate) fn new(pairs: &'a [(String, String)]) -> Self {
+        Self(pairs)
     }
 
-    fn all<'a>(&'a self, name: &'a str) -> impl Iterator<Item = &'a str> {
+    fn all(self, name: &'a str) -> impl Iterator<Item = &'a str> {
         self.0.iter().filter(move |(n, _)| n == name).map(|(_, v)| v.as_str())
     }
 
-    fn text(&self, name: &str) -> &str {
+    fn text(self, name: &str) -> &'a str {
         self.0
             .iter()
             .find(|(n, _)| n == name)
@@ -39,12 +36,12 @@ impl Query {
     }
 
     /// As apimachinery converts a parameter to a boolean: there and not "0" or "false".
-    fn flag(&self, name: &str) -> bool {
+    fn flag(self, name: &str) -> bool {
         let value = self.0.iter().find(|(n, _)| n == name);
         value.is_some_and(|(_, value)| value != "0" && !value.eq_ignore_ascii_case("false"))
     }
 
-    fn number(&self, name: &str) -> Result<Option<i64>, Status> {
+    fn number(self, name: &str) -> Result<Option<i64>, Status> {
         let value = self.text(name);
         if value.is_empty() {
             return Ok(None);
@@ -54,29 +51,6 @@ impl Query {
             .map(Some)
             .map_err(|_| Status::bad_request(format!("strconv.ParseInt: parsing {value:?}: invalid syntax")))
     }
-}
-
-/// Undoes percent encoding and `+`; what is broken stays as it is.
-fn decode(text: &str) -> String {
-    let bytes = text.as_bytes();
-    let mut out = Vec::with_capacity(bytes.len());
-    let mut at = 0;
-    while let Some(&byte) = bytes.get(at) {
-        let digits = bytes.get(at + 1..at + 3).and_then(|digits| str::from_utf8(digits).ok());
-        let value = digits
-            .filter(|digits| digits.bytes().all(|digit| digit.is_ascii_hexdigit()))
-            .and_then(|digits| u8::from_str_radix(digits, 16).ok());
-        match (byte, value) {
-            (b'%', Some(value)) => {
-                out.push(value);
-                at += 2;
-            }
-            (b'+', _) => out.push(b' '),
-            _ => out.push(byte),
-        }
-        at += 1;
-    }
-    String::from_utf8_lossy(&out).into_owned()
 }
 
 /// Writes `text` so that it stands for itself in a query.
@@ -156,9 +130,8 @@ fn node(pod: &Value) -> Result<String, Status> {
 ///
 /// # Errors
 /// 400 for a container that is not there or must be named, 422 for options that make no sense.
-pub(crate) fn log(pod: &Value, query: &str) -> Result<Option<Target>, Status> {
-    let query = Query::parse(query);
-    let options = log_options(&query, object::name(pod))?;
+pub(crate) fn log(pod: &Value, query: Query<'_>) -> Result<Option<Target>, Status> {
+    let options = log_options(query, object::name(pod))?;
     let container = container(pod, query.text("container"))?;
     let node = object::text(pod, "/spec/nodeName");
     if node.is_empty() {
@@ -177,7 +150,7 @@ pub(crate) fn log(pod: &Value, query: &str) -> Result<Option<Target>, Status> {
 }
 
 /// v1.PodLogOptions, checked, as kubelet's parameters.
-fn log_options(query: &Query, pod: &str) -> Result<Vec<(&'static str, String)>, Status> {
+fn log_options(query: Query<'_>, pod: &str) -> Result<Vec<(&'static str, String)>, Status> {
     let mut errors = Errors::default();
     let mut options = Vec::new();
     for flag in ["follow", "previous", "timestamps"] {
@@ -227,23 +200,11 @@ fn log_options(query: &Query, pod: &str) -> Result<Vec<(&'static str, String)>, 
     }
 }
 
-/// `pods/exec`.
+/// `pods/exec` and `pods/attach`.
 ///
 /// # Errors
 /// 400: no node, or not that container.
-pub(crate) fn exec(pod: &Value, query: &str) -> Result<Target, Status> {
-    process("exec", pod, &Query::parse(query))
-}
-
-/// `pods/attach`.
-///
-/// # Errors
-/// As [`exec`].
-pub(crate) fn attach(pod: &Value, query: &str) -> Result<Target, Status> {
-    process("attach", pod, &Query::parse(query))
-}
-
-fn process(what: &str, pod: &Value, query: &Query) -> Result<Target, Status> {
+pub(crate) fn process(what: &str, pod: &Value, query: Query<'_>) -> Result<Target, Status> {
     let container = container(pod, query.text("container"))?;
     let node = node(pod)?;
     let mut parameters = Vec::new();
@@ -272,9 +233,8 @@ fn process(what: &str, pod: &Value, query: &Query) -> Result<Target, Status> {
 ///
 /// # Errors
 /// 400: no node, or a port that is none.
-pub(crate) fn port_forward(pod: &Value, query: &str) -> Result<Target, Status> {
+pub(crate) fn port_forward(pod: &Value, query: Query<'_>) -> Result<Target, Status> {
     let node = node(pod)?;
-    let query = Query::parse(query);
     let ports: Vec<&str> = query.all("ports").flat_map(|ports| ports.split(',')).collect();
     if let Some(bad) = ports.iter().find(|port| port.parse::<u16>().is_err()) {
         return Err(Status::bad_request(format!(
@@ -323,18 +283,36 @@ mod tests {
                "spec": {"nodeName": node, "containers": list(containers), "initContainers": list(init)}})
     }
 
+    fn pairs(query: &[(&str, &str)]) -> Vec<(String, String)> {
+        let owned = |(name, value): &(&str, &str)| ((*name).to_owned(), (*value).to_owned());
+        query.iter().map(owned).collect()
+    }
+
+    fn log(pod: &Value, query: &[(&str, &str)]) -> Result<Option<Target>, Status> {
+        super::log(pod, Query::new(&pairs(query)))
+    }
+
+    fn process(what: &str, pod: &Value, query: &[(&str, &str)]) -> Result<Target, Status> {
+        super::process(what, pod, Query::new(&pairs(query)))
+    }
+
     #[test]
     fn logs_carry_their_options_and_take_the_only_container() {
-        let query = "follow=true&tailLines=5&sinceTime=2026-01-01T00%3A00%3A00Z&previous=false";
-        let target = log(&pod("n1", &["main"], &[]), query).unwrap().unwrap();
+        let query = [
+            ("follow", "true"),
+            ("tailLines", "5"),
+            ("sinceTime", "2026-01-01T00:00:00Z"),
+            ("previous", "false"),
+        ];
+        let target = log(&pod("n1", &["main"], &[]), &query).unwrap().unwrap();
         assert_eq!(target.node, "n1");
         assert_eq!(
             target.path,
             "/containerLogs/shop/web/main?follow=true&tailLines=5&sinceTime=2026-01-01T00%3A00%3A00Z"
         );
-        assert_eq!(log(&pod("", &["main"], &[]), "").unwrap(), None);
+        assert_eq!(log(&pod("", &["main"], &[]), &[]).unwrap(), None);
         assert_eq!(
-            log(&pod("n1", &["main"], &["setup"]), "container=setup")
+            log(&pod("n1", &["main"], &["setup"]), &[("container", "setup")])
                 .unwrap()
                 .unwrap()
                 .path,
@@ -344,27 +322,38 @@ mod tests {
 
     #[test]
     fn senseless_log_options_are_named() {
-        let status = log(&pod("n1", &["main"], &[]), "tailLines=-1&limitBytes=0").unwrap_err();
+        let status = log(&pod("n1", &["main"], &[]), &[("tailLines", "-1"), ("limitBytes", "0")]).unwrap_err();
         assert_eq!((status.code, status.reason), (422, "Invalid"));
         assert_eq!(
             status.message,
             "PodLogOptions \"web\" is invalid: [tailLines: Invalid value: -1: must be greater than or equal to 0, \
              limitBytes: Invalid value: 0: must be greater than 0]"
         );
-        assert_eq!(log(&pod("n1", &["main"], &[]), "tailLines=x").unwrap_err().code, 400);
-        let both = "sinceSeconds=1&sinceTime=2026-01-01T00:00:00Z";
-        assert_eq!(log(&pod("n1", &["main"], &[]), both).unwrap_err().code, 422);
+        assert_eq!(
+            log(&pod("n1", &["main"], &[]), &[("tailLines", "x")]).unwrap_err().code,
+            400
+        );
+        let both = [("sinceSeconds", "1"), ("sinceTime", "2026-01-01T00:00:00Z")];
+        assert_eq!(log(&pod("n1", &["main"], &[]), &both).unwrap_err().code, 422);
     }
 
     #[test]
     fn exec_and_attach_use_kubelets_names() {
-        let query = "command=sh&command=-c&command=echo+a%2Bb&stdin=true&stdout=true&tty=true&stderr=false";
+        let query = [
+            ("command", "sh"),
+            ("command", "-c"),
+            ("command", "echo a+b"),
+            ("stdin", "true"),
+            ("stdout", "true"),
+            ("tty", "true"),
+            ("stderr", "false"),
+        ];
         assert_eq!(
-            exec(&pod("n1", &["main"], &[]), query).unwrap().path,
+            process("exec", &pod("n1", &["main"], &[]), &query).unwrap().path,
             "/exec/shop/web/main?input=1&output=1&tty=1&command=sh&command=-c&command=echo%20a%2Bb"
         );
         assert_eq!(
-            attach(&pod("n1", &["main"], &[]), query).unwrap().path,
+            process("attach", &pod("n1", &["main"], &[]), &query).unwrap().path,
             "/attach/shop/web/main?input=1&output=1&tty=1"
         );
     }
@@ -373,28 +362,28 @@ mod tests {
     fn a_container_must_be_there_and_be_named_where_there_are_several() {
         let message = |result: Result<Target, Status>| result.unwrap_err().message;
         assert_eq!(
-            message(exec(&pod("n1", &["a", "b"], &["c"]), "")),
+            message(process("exec", &pod("n1", &["a", "b"], &["c"]), &[])),
             "a container name must be specified for pod web, choose one of: [a b] or one of the init containers: [c]"
         );
         assert_eq!(
-            message(exec(&pod("n1", &["a"], &[]), "container=x")),
+            message(process("exec", &pod("n1", &["a"], &[]), &[("container", "x")])),
             "container x is not valid for pod web"
         );
         assert_eq!(
-            message(attach(&pod("", &["a"], &[]), "")),
+            message(process("attach", &pod("", &["a"], &[]), &[])),
             "pod web does not have a host assigned"
         );
     }
 
     #[test]
     fn forwarded_ports_are_numbers() {
-        let forward = |query| port_forward(&pod("n1", &["a"], &[]), query);
-        assert_eq!(forward("").unwrap().path, "/portForward/shop/web");
+        let forward = |query: &[(&str, &str)]| port_forward(&pod("n1", &["a"], &[]), Query::new(&pairs(query)));
+        assert_eq!(forward(&[]).unwrap().path, "/portForward/shop/web");
         assert_eq!(
-            forward("ports=80&ports=81").unwrap().path,
+            forward(&[("ports", "80"), ("ports", "81")]).unwrap().path,
             "/portForward/shop/web?port=80%2C81"
         );
-        assert_eq!(forward("ports=http").unwrap_err().code, 400);
+        assert_eq!(forward(&[("ports", "http")]).unwrap_err().code, 400);
     }
 
     #[test]
@@ -406,11 +395,5 @@ mod tests {
         for name in ["", "n1:ssh", "http:n1:10250", "a:b:c:d", ":10250"] {
             assert_eq!(node_of_proxy(name).unwrap_err().code, 400, "{name}");
         }
-    }
-
-    #[test]
-    fn broken_escapes_stay_as_they_are() {
-        assert_eq!(decode("a%2"), "a%2");
-        assert_eq!(decode("%+1%zz"), "% 1%zz");
     }
 }

@@ -12,8 +12,8 @@ const FRESH: std::ops::Range<f64> = 10.0..60.0;
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) struct Point {
     time: OffsetDateTime,
-    /// CPU time since its start, seconds.
-    cpu: f64,
+    /// CPU time since its start, nanoseconds.
+    cpu: u64,
     /// Bytes.
     memory: u64,
     /// When it started, seconds since 1970.
@@ -65,19 +65,14 @@ impl Draft {
         let (cpu, time) = self.cpu?;
         Some(Point {
             time,
-            cpu,
+            cpu: whole(cpu * 1e9),
             memory: whole(self.memory?),
             started: self.started,
         })
     }
 }
 
-/// A number of something that is never negative.
-#[expect(
-    clippy::cast_possible_truncation,
-    clippy::cast_sign_loss,
-    reason = "a cast from float saturates, which is what is wanted"
-)]
+/// A number of something that is never negative; the cast saturates.
 fn whole(value: f64) -> u64 {
     value.round() as u64
 }
@@ -187,16 +182,21 @@ pub(super) fn usage(previous: Option<&Point>, last: &Point) -> Option<Usage> {
             last.started.filter(|started| FRESH.contains(&(end - started)))?,
         ),
     };
-    let window = Duration::try_from_secs_f64(end - start).ok().filter(|w| !w.is_zero())?;
+    let window = Duration::try_from_secs_f64(end - start).ok()?;
+    // Times are whole milliseconds; what a double adds below is noise.
+    let window = Duration::from_millis((window + Duration::from_micros(500)).as_millis().try_into().ok()?);
+    if window.is_zero() {
+        return None;
+    }
     Some(Usage {
         time: last.time,
         window,
-        nano_cores: whole(cpu / window.as_secs_f64() * 1e9),
+        nano_cores: whole(cpu as f64 / window.as_secs_f64()),
         memory: last.memory,
     })
 }
 
-#[expect(clippy::cast_precision_loss, reason = "microseconds are enough")]
+/// Since 1970; a double is exact to the microsecond.
 fn seconds(time: OffsetDateTime) -> f64 {
     time.unix_timestamp_nanos() as f64 / 1e9
 }
@@ -250,7 +250,7 @@ mod tests {
     fn point(at: i64, cpu: f64, started: Option<f64>) -> Point {
         Point {
             time: OffsetDateTime::from_unix_timestamp(at).unwrap(),
-            cpu,
+            cpu: whole(cpu * 1e9),
             memory: 1,
             started,
         }

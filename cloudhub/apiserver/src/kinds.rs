@@ -1,12 +1,12 @@
 //! The kinds that are served: a [`Row`] and a [`Strategy`] each. What has no row is not served.
 
-mod core;
+pub(crate) mod core;
 pub(crate) mod fields;
-mod nodes;
+pub(crate) mod nodes;
 mod pods;
 mod policy;
 mod rbac;
-mod services;
+pub(crate) mod services;
 mod workloads;
 
 use serde_json::Value;

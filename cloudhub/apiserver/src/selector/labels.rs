@@ -237,7 +237,7 @@ impl<'a> Parser<'a> {
         self.items.get(self.position).copied().unwrap_or(end)
     }
 
-    fn next(&mut self) -> Item<'a> {
+    fn take(&mut self) -> Item<'a> {
         let item = self.peek();
         self.position += 1;
         item
@@ -258,7 +258,7 @@ impl<'a> Parser<'a> {
         loop {
             let requirement = self.requirement();
             requirements.push(requirement.map_err(|e| format!("unable to parse requirement: {e}"))?);
-            let item = self.next();
+            let item = self.take();
             if item.token == Token::End {
                 requirements.sort_by(|a, b| a.key.cmp(&b.key));
                 return Ok(requirements);
@@ -274,10 +274,10 @@ impl<'a> Parser<'a> {
     }
 
     fn requirement(&mut self) -> Result<Requirement, String> {
-        let mut item = self.next();
+        let mut item = self.take();
         let negated = item.is("!");
         if negated {
-            item = self.next();
+            item = self.take();
         }
         if item.token != Token::Word {
             return Err(format!("found '{}', expected: identifier", item.text));
@@ -293,7 +293,7 @@ impl<'a> Parser<'a> {
         if next.token == Token::End || next.is(",") {
             return Requirement::new(key, Operator::Exists, Vec::new());
         }
-        let (operator, many) = match self.next().text {
+        let (operator, many) = match self.take().text {
             "in" => (Operator::In, true),
             "notin" => (Operator::NotIn, true),
             "=" | "==" => (Operator::In, false),
@@ -321,7 +321,7 @@ impl<'a> Parser<'a> {
 
     /// `(a,b)`; nothing between commas is "".
     fn values(&mut self) -> Result<Vec<String>, String> {
-        let open = self.next();
+        let open = self.take();
         if !open.is("(") {
             return Err(format!("found '{}' expected: '('", open.text));
         }
@@ -331,11 +331,11 @@ impl<'a> Parser<'a> {
         }
         let mut values = BTreeSet::new();
         loop {
-            let mut item = self.next();
+            let mut item = self.take();
             let word = if item.token == Token::Word { item.text } else { "" };
             values.insert(word.to_owned());
             if item.token == Token::Word {
-                item = self.next();
+                item = self.take();
                 if !item.is(",") && !item.is(")") {
                     return Err(format!("found '{}', expected: ',' or ')'", item.text));
                 }
@@ -426,7 +426,10 @@ mod tests {
             refusal("/a=b"),
             "unable to parse requirement: <nil>: Invalid value: \"/a\": prefix part must be non-empty"
         );
-        assert!(refusal("a=b@").starts_with("unable to parse requirement: values[0][a]: Invalid value: \"b@\": a valid label"));
+        assert!(
+            refusal("a=b@")
+                .starts_with("unable to parse requirement: values[0][a]: Invalid value: \"b@\": a valid label")
+        );
         assert_eq!(
             refusal("a>b"),
             "unable to parse requirement: values[0]: Invalid value: \"b\": for 'Gt', 'Lt' operators, the value must be an integer"

@@ -1,6 +1,7 @@
 //! The kinds that are served: a [`Row`] and a [`Strategy`] each. What has no row is not served.
 
 pub(crate) mod core;
+pub(crate) mod fields;
 mod nodes;
 pub(crate) mod pods;
 pub(crate) mod policy;
@@ -41,7 +42,9 @@ pub struct Row {
     pub generation: bool,
     /// Field selectors beside `metadata.name` and `metadata.namespace`: label, JSON pointer.
     pub selectable: &'static [(&'static str, &'static str)],
-    /// Columns of the Table output after `Name` (and before `Age`, which is added where `age` says so).
+    /// Columns of the Table output in their order. `Name` is put first and `Age` after the last column of priority 0, unless the
+    /// row places them itself: a column called `Age` or `Created At` stands where the row has it, and a row that has a column
+    /// `Name` lays out the whole table (events: no `Age`). Those three are filled by `table`, the others by [`Strategy::cells`].
     pub columns: &'static [Column],
     /// What is particular.
     pub strategy: &'static dyn Strategy,
@@ -124,7 +127,7 @@ pub trait Strategy: Sync + std::fmt::Debug {
         None
     }
 
-    /// Cells for [`Row::columns`], in their order.
+    /// Cells for [`Row::columns`] but `Name`, `Age` and `Created At`, in their order.
     fn cells(&self, _object: &Value) -> Vec<Value> {
         Vec::new()
     }
@@ -137,6 +140,16 @@ pub trait Strategy: Sync + std::fmt::Debug {
 
     /// Rules for names: true for those that are path segments only (RBAC), else DNS-1123 subdomains.
     fn any_name(&self) -> bool {
+        false
+    }
+
+    /// Whether names are DNS-1123 labels: namespaces and services, whose names become labels of host names.
+    fn label_name(&self) -> bool {
+        false
+    }
+
+    /// Whether a create may say `status` although the row has the subresource: kubelet registers its Node with it.
+    fn status_at_creation(&self) -> bool {
         false
     }
 }

@@ -18,7 +18,8 @@ use crate::kubelet::Body;
 use crate::selector::{Fields, Labels};
 use crate::status::{Cause, Status};
 use crate::store::{Key, Stored};
-use crate::table;
+use crate::object;
+use crate::table::{self, IncludeObject, ListMeta};
 
 /// Which objects of a kind.
 #[derive(Debug)]
@@ -81,29 +82,30 @@ pub(super) fn answer(call: &Call, place: &Place) -> Result<Response<Body>, Statu
     let key = Key::new(row.storage, if row.namespaced { &place.namespace } else { "" }, &place.name);
     let stored = call.shared.registry.store().get(&key);
     let stored = stored.ok_or_else(|| Status::not_found(row.group, row.plural, &place.name))?;
-    Ok(one(call, row, 200, &stored))
+    one(call, row, 200, &stored)
 }
 
 /// One object in the shape that was asked for.
-pub(super) fn one(call: &Call, row: &'static Row, code: u16, stored: &Stored) -> Response<Body> {
+pub(super) fn one(call: &Call, row: &'static Row, code: u16, stored: &Stored) -> Result<Response<Body>, Status> {
     if call.accept.shape == Shape::Full && is_stored_version(row) {
-        return answer::bytes(code, stored.bytes.clone());
+        return Ok(answer::bytes(code, stored.bytes.clone()));
     }
     value(call, row, code, stored.value())
 }
 
 /// One object, parsed, in the shape that was asked for.
-pub(super) fn value(call: &Call, row: &'static Row, code: u16, object: Value) -> Response<Body> {
+pub(super) fn value(call: &Call, row: &'static Row, code: u16, object: Value) -> Result<Response<Body>, Status> {
     let object = in_version(row, object);
-    match call.accept.shape {
+    Ok(match call.accept.shape {
         Shape::Full => answer::json(code, &object),
         Shape::Metadata => answer::json(code, &answer::metadata_of(&object)),
         Shape::Table => {
-            let version = crate::object::text(&object, "/metadata/resourceVersion").to_owned();
-            let objects = std::slice::from_ref(&object);
-            answer::json(code, &table::render(row, &version, objects, table::Include::parse(call.query.get("includeObject"))))
+            let resource_version = object::text(&object, "/metadata/resourceVersion").to_owned();
+            let meta = ListMeta { resource_version, ..ListMeta::default() };
+            let include = IncludeObject::parse(call.query.get("includeObject"))?;
+            answer::json(code, &table::render(row, &meta, [object], include, true))
         }
-    }
+    })
 }
 
 /// Whether objects are stored in this row's version.
@@ -183,33 +185,30 @@ pub(super) fn too_new(version: &str, now: u64) -> Status {
 fn list(call: &Call, place: &Place) -> Result<Response<Body>, Status> {
     let scope = Scope::new(place, &call.query)?;
     let page = page(call, &scope)?;
-    let mut metadata = json!({"resourceVersion": page.version.to_string()});
-    if let Some(next) = &page.next {
-        metadata["continue"] = json!(next.text());
-    }
-    if let Some(remaining) = page.remaining {
-        metadata["remainingItemCount"] = json!(remaining);
-    }
+    let meta = ListMeta {
+        resource_version: page.version.to_string(),
+        continue_token: page.next.as_ref().map(Continue::text).unwrap_or_default(),
+        remaining: page.remaining.map(|left| left as u64),
+    };
     let row = scope.row;
+    let list = |kind: &str, version: String, items: Vec<Value>| {
+        let list = json!({"kind": kind, "apiVersion": version, "metadata": meta.to_json(), "items": items});
+        Ok(answer::json(200, &list))
+    };
     match call.accept.shape {
-        Shape::Full if is_stored_version(row) => Ok(answer::bytes(200, full(row, &metadata, &page))),
+        Shape::Full if is_stored_version(row) => Ok(answer::bytes(200, full(row, &meta.to_json(), &page))),
         Shape::Full => {
-            let items: Vec<Value> = page.objects.iter().map(|stored| item(in_version(row, stored.value()))).collect();
-            let kind = format!("{}List", row.kind);
-            let list = json!({"kind": kind, "apiVersion": row.api_version(), "metadata": metadata, "items": items});
-            Ok(answer::json(200, &list))
+            let items = page.objects.iter().map(|stored| item(in_version(row, stored.value()))).collect();
+            list(&format!("{}List", row.kind), row.api_version(), items)
         }
         Shape::Metadata => {
-            let items: Vec<Value> = page.objects.iter().map(|stored| answer::metadata_of(&stored.value())).collect();
-            let list = json!({"kind": "PartialObjectMetadataList", "apiVersion": "meta.k8s.io/v1", "metadata": metadata, "items": items});
-            Ok(answer::json(200, &list))
+            let items = page.objects.iter().map(|stored| answer::metadata_of(&stored.value())).collect();
+            list("PartialObjectMetadataList", "meta.k8s.io/v1".into(), items)
         }
         Shape::Table => {
-            let objects: Vec<Value> = page.objects.iter().map(|stored| in_version(row, stored.value())).collect();
-            let include = table::Include::parse(call.query.get("includeObject"));
-            let mut rendered = table::render(row, &page.version.to_string(), &objects, include);
-            rendered["metadata"] = metadata;
-            Ok(answer::json(200, &rendered))
+            let objects = page.objects.iter().map(|stored| in_version(row, stored.value()));
+            let include = IncludeObject::parse(call.query.get("includeObject"))?;
+            Ok(answer::json(200, &table::render(row, &meta, objects, include, true)))
         }
     }
 }

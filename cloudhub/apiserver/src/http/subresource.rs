@@ -15,7 +15,7 @@ use crate::object;
 use crate::patch;
 use crate::registry::{DeleteOptions, Part, Registry, Target};
 use crate::schema;
-use crate::selector;
+use crate::selector::Labels;
 use crate::status::Status;
 use crate::store::{Key, Stored};
 
@@ -56,7 +56,7 @@ fn find(call: &Call, place: &Place) -> Result<std::sync::Arc<Stored>, Status> {
 /// GET, PUT and PATCH of a part of the object itself.
 async fn own(call: &Call, place: &Place, part: Part, request: Request<Incoming>) -> Result<Response<Body>, Status> {
     match call.method {
-        Method::GET => Ok(read::one(call, place.row()?, 200, &*find(call, place)?)),
+        Method::GET => read::one(call, place.row()?, 200, &*find(call, place)?),
         Method::PUT | Method::PATCH => write::change(call, place, part, request).await,
         _ => Err(Status::method_not_allowed()),
     }
@@ -117,7 +117,7 @@ async fn finalize(call: &Call, place: &Place, request: Request<Incoming>) -> Res
         object["metadata"]["deletionGracePeriodSeconds"] = kept["deletionGracePeriodSeconds"].clone();
         Ok(object)
     });
-    Ok(read::value(call, target.row, 200, changed.await?.object))
+    read::value(call, target.row, 200, changed.await?.object)
 }
 
 async fn bind(call: &Call, place: &Place, request: Request<Incoming>) -> Result<Response<Body>, Status> {
@@ -166,7 +166,7 @@ fn without_version(current: &Value) -> Value {
 
 async fn ephemeral(call: &Call, place: &Place, request: Request<Incoming>) -> Result<Response<Body>, Status> {
     if call.method == Method::GET {
-        return Ok(read::one(call, place.row()?, 200, &*find(call, place)?));
+        return read::one(call, place.row()?, 200, &*find(call, place)?);
     }
     let target = write::target(call, place)?;
     let row = target.row;
@@ -195,7 +195,7 @@ async fn ephemeral(call: &Call, place: &Place, request: Request<Incoming>) -> Re
         Ok(pod)
     });
     let written = changed.await?;
-    Ok(read::value(call, row, 200, written.object))
+    read::value(call, row, 200, written.object)
 }
 
 async fn token(call: &Call, place: &Place, request: Request<Incoming>) -> Result<Response<Body>, Status> {
@@ -267,7 +267,7 @@ async fn spend_budget(registry: &Registry, target: &Target<'_>, pod: &Value) -> 
 
 fn selects(budget: &Value, labels: &[(String, String)]) -> bool {
     let Some(of) = budget.pointer("/spec/selector") else { return false };
-    selector::of_object(of).is_ok_and(|selector| selector.selects(labels))
+    Labels::of_object(of).is_ok_and(|selector| selector.matches_labels(labels))
 }
 
 /// Answers a review.

@@ -20,7 +20,7 @@ use super::{Call, input::Query};
 use crate::kubelet::Body;
 use crate::status::Status;
 use crate::store::{Change, Stored, Watch};
-use crate::table;
+use crate::table::{self, IncludeObject, ListMeta};
 
 /// As kube-apiserver: about once a minute.
 const BOOKMARK: Duration = Duration::from_secs(60);
@@ -33,7 +33,7 @@ const CHUNK: usize = 64 * 1024;
 #[derive(Debug, Clone, Copy)]
 struct Look {
     shape: Shape,
-    include: table::Include,
+    include: IncludeObject,
     bookmarks: bool,
 }
 
@@ -75,7 +75,7 @@ fn begin(call: &Call, scope: Scope) -> Result<Result<Following, Status>, Status>
     let store = call.shared.registry.store();
     let look = Look {
         shape: call.accept.shape,
-        include: table::Include::parse(query.get("includeObject")),
+        include: IncludeObject::parse(query.get("includeObject"))?,
         bookmarks: query.flag("allowWatchBookmarks"),
     };
     let initial_events = wants_initial(query)?;
@@ -210,24 +210,20 @@ impl Following {
         if self.look.shape == Shape::Full && read::is_stored_version(row) {
             out.extend_from_slice(&stored.bytes);
         } else {
-            let object = read::in_version(row, stored.value());
-            let shown = self.shaped(&object, stored.resource_version);
+            let shown = self.shaped(read::in_version(row, stored.value()), stored.resource_version);
             out.extend_from_slice(shown.to_string().as_bytes());
         }
         out.extend_from_slice(b"}\n");
     }
 
-    fn shaped(&mut self, object: &Value, version: u64) -> Value {
+    fn shaped(&mut self, object: Value, version: u64) -> Value {
         match self.look.shape {
-            Shape::Full => object.clone(),
-            Shape::Metadata => answer::metadata_of(object),
+            Shape::Full => object,
+            Shape::Metadata => answer::metadata_of(&object),
             Shape::Table => {
-                let objects = std::slice::from_ref(object);
-                let mut table = table::render(self.scope.row, &version.to_string(), objects, self.look.include);
-                if std::mem::replace(&mut self.columns_said, true) {
-                    table["columnDefinitions"] = Value::Null;
-                }
-                table
+                let meta = ListMeta { resource_version: version.to_string(), ..ListMeta::default() };
+                let first = !std::mem::replace(&mut self.columns_said, true);
+                table::render(self.scope.row, &meta, [object], self.look.include, first)
             }
         }
     }

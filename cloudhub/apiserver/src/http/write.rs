@@ -81,7 +81,7 @@ async fn create(call: &Call, place: &Place, request: Request<Incoming>) -> Resul
     target.name = "";
     let written = call.shared.registry.create(&target, object).await?;
     warnings.extend(written.warnings);
-    let mut response = read::value(call, target.row, 201, written.object);
+    let mut response = read::value(call, target.row, 201, written.object)?;
     answer::warn(&mut response, &warnings);
     Ok(response)
 }
@@ -99,7 +99,7 @@ pub(super) async fn change(
     } else {
         patch(call, &target, part, request).await?
     };
-    let mut response = read::value(call, target.row, 200, written.object);
+    let mut response = read::value(call, target.row, 200, written.object)?;
     answer::warn(&mut response, &written.warnings);
     Ok(response)
 }
@@ -115,15 +115,13 @@ async fn put(call: &Call, target: &Target<'_>, part: Part, request: Request<Inco
 
 /// The kind of patch that a request brings.
 pub(super) fn patch_type(call: &Call) -> Result<PatchType, Status> {
-    match input::content_type(&call.headers) {
-        "application/json-patch+json" => Ok(PatchType::Json),
-        "application/merge-patch+json" => Ok(PatchType::Merge),
-        "application/strategic-merge-patch+json" => Ok(PatchType::Strategic),
-        other => Err(Status::unsupported_media_type(format!(
+    let media = input::content_type(&call.headers);
+    PatchType::of_media_type(media).ok_or_else(|| {
+        Status::unsupported_media_type(format!(
             "the body of the request was in an unknown format - accepted media types include: application/json-patch+json, \
-             application/merge-patch+json, application/strategic-merge-patch+json (this one is {other:?})"
-        ))),
-    }
+             application/merge-patch+json, application/strategic-merge-patch+json (this one is {media:?})"
+        ))
+    })
 }
 
 async fn patch(call: &Call, target: &Target<'_>, part: Part, request: Request<Incoming>) -> Result<Written, Status> {
@@ -192,7 +190,7 @@ async fn delete(call: &Call, place: &Place, request: Request<Incoming>) -> Resul
     // The real server gives the object back for kinds whose clients read it.
     let gives_object = !deleted.gone || matches!(row.plural, "pods" | "services" | "namespaces" | "serviceaccounts");
     if gives_object {
-        return Ok(read::value(call, row, 200, deleted.object));
+        return read::value(call, row, 200, deleted.object);
     }
     let details = json!({"name": target.name, "group": row.group, "kind": row.plural, "uid": object::uid(&deleted.object)});
     let mut status = json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success", "details": details});

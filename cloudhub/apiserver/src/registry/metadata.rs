@@ -175,21 +175,22 @@ pub(super) fn validate(target: &Target<'_>, object: &Value, errors: &mut Errors)
     let name = object::name(object);
     if name.is_empty() {
         errors.required("metadata.name", "name or generateName is required");
-    } else if let Some(fault) = name_fault(target.row, name) {
-        errors.invalid("metadata.name", &json!(name), &fault);
     }
+    let faults = if name.is_empty() { Vec::new() } else { name_faults(target.row, name) };
+    fields::complain(errors, "metadata.name", &json!(name), faults);
     validate_rest(object, errors);
 }
 
-fn name_fault(row: &Row, name: &str) -> Option<String> {
+fn name_faults(row: &Row, name: &str) -> Vec<String> {
     if row.strategy.any_name() {
         let bad = name == "." || name == ".." || name.contains(['/', '%']);
-        return bad.then(|| "may not be '.', '..' or contain '/' or '%'".to_owned());
+        return if bad { vec!["may not be '.', '..' or contain '/' or '%'".to_owned()] } else { Vec::new() };
     }
-    if matches!(row.plural, "namespaces" | "services") {
-        return fields::is_dns1123_label(name).err();
+    match row.plural {
+        "namespaces" => fields::is_dns1123_label(name),
+        "services" => fields::is_dns1035_label(name),
+        _ => fields::is_dns1123_subdomain(name),
     }
-    fields::is_dns1123_subdomain(name).err()
 }
 
 /// Checks metadata of a changed object.
@@ -221,29 +222,18 @@ pub(super) fn finalizers(object: &Value) -> impl Iterator<Item = &str> {
 }
 
 fn validate_rest(object: &Value, errors: &mut Errors) {
-    let map = |field: &str| object.pointer(&format!("/metadata/{field}")).and_then(Value::as_object).into_iter().flatten();
-    for (key, value) in map("labels") {
-        if let Err(fault) = fields::is_qualified_name(key) {
-            errors.invalid("metadata.labels", &json!(key), &format!("name part {fault}"));
-        }
-        if let Err(fault) = fields::is_label_value(value.as_str().unwrap_or_default()) {
-            errors.invalid("metadata.labels", value, &fault);
-        }
-    }
+    fields::labels(errors, "metadata.labels", object.pointer("/metadata/labels"));
+    let annotations = object.pointer("/metadata/annotations").and_then(Value::as_object);
     let mut size = 0;
-    for (key, value) in map("annotations") {
+    for (key, value) in annotations.into_iter().flatten() {
         size += key.len() + value.as_str().map_or(0, str::len);
-        if let Err(fault) = fields::is_qualified_name(&key.to_lowercase()) {
-            errors.invalid("metadata.annotations", &json!(key), &format!("name part {fault}"));
-        }
+        fields::complain(errors, "metadata.annotations", &json!(key), fields::is_qualified_name(&key.to_lowercase()));
     }
     if size > MAX_ANNOTATIONS {
         errors.too_long("metadata.annotations", MAX_ANNOTATIONS);
     }
     for finalizer in finalizers(object) {
-        if let Err(fault) = fields::is_qualified_name(finalizer) {
-            errors.invalid("metadata.finalizers", &json!(finalizer), &fault);
-        }
+        fields::complain(errors, "metadata.finalizers", &json!(finalizer), fields::is_qualified_name(finalizer));
     }
     owners(object, errors);
 }

@@ -122,6 +122,8 @@ const NODE_INFO: [&str; 10] = [
 impl Strategy for Nodes {
     fn default(&self, object: &mut Value) {
         default_pod_cidrs(object);
+        spell_quantities(object.pointer_mut("/status/capacity"));
+        spell_quantities(object.pointer_mut("/status/allocatable"));
         let status = map(object, "status");
         if let Some(capacity) = status.get("capacity").filter(|c| !c.is_null()).cloned() {
             default(status, "allocatable", capacity);
@@ -218,6 +220,16 @@ fn default_pod_cidrs(node: &mut Value) {
         spec.insert("podCIDR".into(), json!(first));
     } else {
         spec.insert("podCIDRs".into(), json!([one]));
+    }
+}
+
+/// Amounts of resources are stored as the real server spells them. What is no amount stays: validation names it.
+fn spell_quantities(resources: Option<&mut Value>) {
+    let resources = resources.and_then(Value::as_object_mut);
+    for (_, value) in resources.into_iter().flatten() {
+        if let Ok(amount) = Quantity::from_json(value) {
+            *value = json!(amount.canonical());
+        }
     }
 }
 
@@ -458,6 +470,10 @@ pub(crate) fn second_global_default(store: &Store, class: &Value) -> Option<Stri
 struct RuntimeClasses;
 
 impl Strategy for RuntimeClasses {
+    fn default(&self, object: &mut Value) {
+        spell_quantities(object.pointer_mut("/overhead/podFixed"));
+    }
+
     fn validate(&self, object: &Value, errors: &mut Errors) {
         match text(object, "/handler") {
             "" => errors.required("handler", ""),
@@ -542,7 +558,7 @@ mod tests {
 
     #[test]
     fn a_node_offers_what_it_has_and_takes_its_first_range() {
-        let mut node = json!({"spec": {"podCIDR": "10.1.0.0/24"}, "status": {"capacity": {"cpu": "4"}}});
+        let mut node = json!({"spec": {"podCIDR": "10.1.0.0/24"}, "status": {"capacity": {"cpu": "4000m"}}});
         Strategy::default(&Nodes, &mut node);
         assert_eq!(node["spec"]["podCIDRs"], json!(["10.1.0.0/24"]));
         assert_eq!(node["status"]["allocatable"], json!({"cpu": "4"}));

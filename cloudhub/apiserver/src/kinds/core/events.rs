@@ -95,8 +95,11 @@ const NAMES: &[(&str, &str)] = &[
     ("deprecatedCount", "count"),
 ];
 
+/// A field and what stands for nothing in it.
+type Always = (&'static str, fn() -> Value);
+
 /// Fields that the real server writes out in core/v1 though they are empty.
-const CORE_ALWAYS: &[(&str, fn() -> Value)] = &[
+const CORE_ALWAYS: &[Always] = &[
     ("involvedObject", empty),
     ("source", empty),
     ("firstTimestamp", null),
@@ -106,7 +109,7 @@ const CORE_ALWAYS: &[(&str, fn() -> Value)] = &[
     ("reportingInstance", blank),
 ];
 /// The same in events.k8s.io/v1.
-const EVENTS_ALWAYS: &[(&str, fn() -> Value)] = &[
+const EVENTS_ALWAYS: &[Always] = &[
     ("eventTime", null),
     ("regarding", empty),
     ("deprecatedSource", empty),
@@ -126,7 +129,7 @@ fn blank() -> Value {
     json!("")
 }
 
-fn fill(object: &mut Value, always: &[(&str, fn() -> Value)]) {
+fn fill(object: &mut Value, always: &[Always]) {
     let Some(fields) = object.as_object_mut() else { return };
     for (field, value) in always {
         fields.entry(*field).or_insert_with(value);
@@ -327,7 +330,7 @@ fn series_makes_sense(event: &Value, errors: &mut Errors) {
     }
 }
 
-fn first<'a>(texts: [&'a str; 2]) -> &'a str {
+fn first(texts: [&str; 2]) -> &str {
     texts.into_iter().find(|t| !t.is_empty()).unwrap_or_default()
 }
 

@@ -107,10 +107,12 @@ fn drop_topology(slice: &mut Value) {
 }
 
 fn some(list: Vec<String>) -> String {
-    match list.len() {
-        0 => "<unset>".into(),
-        ..=SHOWN => list.join(","),
-        length => format!("{} + {} more...", list[..SHOWN].join(","), length - SHOWN),
+    if list.is_empty() {
+        return "<unset>".into();
+    }
+    match list.split_at_checked(SHOWN) {
+        Some((shown, [_, ..])) => format!("{} + {} more...", shown.join(","), list.len() - SHOWN),
+        _ => list.join(","),
     }
 }
 

@@ -11,14 +11,13 @@
 mod delete;
 mod metadata;
 
-use std::net::Ipv4Addr;
-
 use serde_json::Value;
 use tokio::sync::Mutex;
 
 use crate::auth::Identity;
 use crate::auth::admission::{Admission, Operation, Request};
-use crate::kinds::{self, Row};
+use crate::kinds::services::{self, Ranges};
+use crate::kinds::Row;
 use crate::object;
 use crate::status::{Errors, Status};
 use crate::store::{Expect, Key, Store, WriteError};
@@ -91,15 +90,15 @@ pub enum Part {
 pub struct Registry {
     store: Store,
     admission: Admission,
-    service_range: (Ipv4Addr, u8),
+    ranges: Ranges,
     /// Held from the choice of a Service's addresses until they are on the disk.
     addresses: Mutex<()>,
 }
 
 impl Registry {
     /// Over `store`.
-    pub fn new(store: Store, admission: Admission, service_range: (Ipv4Addr, u8)) -> Self {
-        Self { store, admission, service_range, addresses: Mutex::new(()) }
+    pub fn new(store: Store, admission: Admission, ranges: Ranges) -> Self {
+        Self { store, admission, ranges, addresses: Mutex::new(()) }
     }
 
     /// The store.
@@ -122,7 +121,7 @@ impl Registry {
         let mut warnings = self.admission.mutate(&mut request)?;
         row.strategy.default(&mut object);
         metadata::fresh(target, &mut object);
-        if row.status {
+        if row.status && !row.strategy.status_at_creation() {
             object.as_object_mut().map(|fields| fields.shift_remove("status"));
         }
         row.strategy.prepare_create(&mut object);
@@ -140,7 +139,7 @@ impl Registry {
         let row = target.row;
         let held = if row.storage == "services" { Some(self.addresses.lock().await) } else { None };
         if held.is_some() {
-            kinds::services::allocate(&self.store, &mut object, self.service_range)?;
+            services::allocate(&self.store, &mut object, &self.ranges)?;
         }
         let exists = || Status::already_exists(row.group, row.plural, target.name);
         let object = metadata::in_order(object);
@@ -181,7 +180,7 @@ impl Registry {
         row.strategy.prepare_create(&mut object);
         if row.storage == "services" {
             let _held = self.addresses.lock().await;
-            kinds::services::allocate(&self.store, &mut object, self.service_range)?;
+            services::allocate(&self.store, &mut object, &self.ranges)?;
         }
         match self.store.put(key, Expect::Absent, metadata::in_order(object)).await {
             Ok(_) | Err(WriteError::Conflict) => Ok(()),
@@ -226,7 +225,7 @@ impl Registry {
         let (mut object, warnings) = self.judge(target, part, object, current)?;
         let held = if target.row.storage == "services" && part == Part::Main { Some(self.addresses.lock().await) } else { None };
         if held.is_some() {
-            kinds::services::allocate(&self.store, &mut object, self.service_range)?;
+            services::allocate(&self.store, &mut object, &self.ranges)?;
         }
         let object = metadata::in_order(object);
         if target.dry_run || same(&object, current) {
@@ -264,6 +263,8 @@ impl Registry {
             strategy.prepare_status(&mut object, current);
         } else {
             metadata::carry(target, part, &mut object, current);
+        }
+        if part == Part::Main {
             strategy.prepare_update(&mut object, current);
         }
         let mut request = request(target, Operation::Update, Some(&mut object), Some(current));

@@ -15,7 +15,7 @@ use crate::auth::admission::Admission;
 use crate::auth::{self, Auth};
 use crate::bootstrap;
 use crate::http::{self, Shared};
-use crate::kinds;
+use crate::kinds::{self, services::Ranges};
 use crate::kubelet::Kubelets;
 use crate::metrics::Metrics;
 use crate::object;
@@ -67,6 +67,9 @@ pub enum BuildError {
     /// The service account key.
     #[error("the key of service account tokens: {0}")]
     Accounts(String),
+    /// The Services' network.
+    #[error("the range of Services: {0}")]
+    Ranges(String),
     /// An object that must be there could not be made.
     #[error("make {what}")]
     Bootstrap {
@@ -114,7 +117,9 @@ pub async fn build(config: Config) -> Result<Server, BuildError> {
     };
     let auth = Auth::new(store.clone(), auth).map_err(BuildError::Accounts)?;
     let admission = Admission::new(auth.clone());
-    let registry = Registry::new(store.clone(), admission, config.service_range);
+    let (network, bits) = config.service_range;
+    let ranges = Ranges::parse(&format!("{network}/{bits}")).map_err(BuildError::Ranges)?;
+    let registry = Registry::new(store.clone(), admission, ranges);
     let bind = |source| BuildError::Bind { address: config.listen, source };
     let listener = TcpListener::bind(config.listen).await.map_err(bind)?;
     let address = listener.local_addr().map_err(bind)?;

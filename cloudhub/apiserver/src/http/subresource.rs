@@ -111,7 +111,10 @@ async fn finalize(call: &Call, place: &Place, request: Request<Incoming>) -> Res
     let (wanted, _) = write::decode(target.row, &body, call.query.validation()?)?;
     let changed = call.shared.registry.change(&target, Part::Computed, |current| {
         let mut object = wanted.clone();
-        kinds::core::finalize(&mut object, current);
+        let errors = kinds::core::finalize(&mut object, current);
+        if !errors.is_empty() {
+            return Err(Status::invalid("", "Namespace", object::name(current), errors));
+        }
         let kept = current["metadata"].clone();
         object["metadata"]["deletionTimestamp"] = kept["deletionTimestamp"].clone();
         object["metadata"]["deletionGracePeriodSeconds"] = kept["deletionGracePeriodSeconds"].clone();

@@ -76,8 +76,7 @@ pub(super) fn is_over(row: &Row, object: &Value) -> bool {
 }
 
 fn is_held(row: &Row, object: &Value) -> bool {
-    metadata::finalizers(object).next().is_some()
-        || (row.plural == "namespaces" && !object::items(object, "/spec/finalizers").is_empty())
+    metadata::finalizers(object).next().is_some() || (row.plural == "namespaces" && !crate::kinds::core::namespace_may_go(object))
 }
 
 impl Registry {

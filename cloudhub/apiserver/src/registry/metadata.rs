@@ -115,7 +115,7 @@ pub(super) fn precondition(target: &Target<'_>, object: &Value, current: &Value,
 pub(super) fn carry(target: &Target<'_>, part: Part, object: &mut Value, current: &Value) {
     let kept = current.get("metadata").cloned().unwrap_or_default();
     let mut metadata = Value::Object(std::mem::take(object::metadata(object)));
-    let fields = ["name", "namespace", "uid", "creationTimestamp", "generateName", "generation", "selfLink"];
+    let fields = ["name", "namespace", "uid", "creationTimestamp", "generateName", "generation", "selfLink", "resourceVersion"];
     for field in fields {
         object::carry(&mut metadata, &kept, field);
     }
@@ -126,8 +126,6 @@ pub(super) fn carry(target: &Target<'_>, part: Part, object: &mut Value, current
     }
     if let Some(fields) = metadata.as_object_mut() {
         fields.shift_remove("managedFields");
-        // The store sets it.
-        fields.shift_remove("resourceVersion");
     }
     object["metadata"] = metadata;
     object::carry(object, current, "kind");
@@ -147,7 +145,6 @@ pub(super) fn only_status(object: &mut Value, current: &Value) {
         object::carry(&mut metadata, &given, field);
     }
     merged["metadata"] = metadata;
-    object::metadata(&mut merged).shift_remove("resourceVersion");
     *object = merged;
 }
 
@@ -186,10 +183,10 @@ fn name_faults(row: &Row, name: &str) -> Vec<String> {
         let bad = name == "." || name == ".." || name.contains(['/', '%']);
         return if bad { vec!["may not be '.', '..' or contain '/' or '%'".to_owned()] } else { Vec::new() };
     }
-    match row.plural {
-        "namespaces" => fields::is_dns1123_label(name),
-        "services" => fields::is_dns1035_label(name),
-        _ => fields::is_dns1123_subdomain(name),
+    if row.strategy.label_name() {
+        fields::is_dns1123_label(name)
+    } else {
+        fields::is_dns1123_subdomain(name)
     }
 }
 

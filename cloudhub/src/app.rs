@@ -1,7 +1,7 @@
 //! Wires the hub: the only place that knows all parts.
 //!
 //! Tasks have names; the first that ends unexpectedly stops the process and is named. Stop order: not ready, goodbye to the
-//! sessions, then everything else is dropped.
+//! sessions, then the embedded API where there is one, then everything else is dropped.
 
 use std::future::Future;
 use std::net::SocketAddr;
@@ -14,6 +14,7 @@ use tokio::task::JoinSet;
 
 use crate::admin;
 use crate::config::Config;
+use crate::embedded;
 use crate::identity::Identity;
 use crate::identity::listener::JoinListener;
 use crate::kube_api::KubeApi;
@@ -28,12 +29,40 @@ use crate::writer::Writer;
 /// How often a start that the API does not answer yet is tried again.
 const RETRY: Duration = Duration::from_secs(2);
 
+/// How long the embedded API may take to end after the sessions have.
+const API_END: Duration = Duration::from_secs(5);
+
+/// The hub's tasks by name.
+#[derive(Debug, Default)]
+pub(crate) struct Tasks(JoinSet<&'static str>);
+
+impl Tasks {
+    pub(crate) fn spawn(&mut self, name: &'static str, task: impl Future<Output = ()> + Send + 'static) {
+        self.0.spawn(async move {
+            task.await;
+            name
+        });
+    }
+
+    /// Waits until task `name` has ended, or no task is left.
+    async fn ended(&mut self, name: &str) {
+        while let Some(ended) = self.0.join_next().await {
+            if ended.is_ok_and(|ended| ended == name) {
+                return;
+            }
+        }
+    }
+}
+
 /// A hub with its listeners bound.
 pub struct App {
     tunnel: Arc<tunnel::Hub>,
     join_address: SocketAddr,
-    tasks: JoinSet<&'static str>,
+    tasks: Tasks,
     stop: watch::Sender<bool>,
+    /// What the API in this process stops by.
+    stop_api: watch::Sender<bool>,
+    embedded: bool,
 }
 
 impl std::fmt::Debug for App {
@@ -49,8 +78,14 @@ impl std::fmt::Debug for App {
 /// # Errors
 /// When a listener cannot be bound, or the API refuses what the hub needs.
 pub async fn build(config: Config) -> Result<App> {
-    let client = client(&config).await?;
     let admin_listener = admin::bind(&config.admin_socket)?;
+    let ((stop, stopped), (stop_api, api_stopped)) = (watch::channel(false), watch::channel(false));
+    let mut tasks = Tasks::default();
+    let client = if config.embedded {
+        Box::pin(embedded::start(&config, &mut tasks, api_stopped)).await?
+    } else {
+        client(&config).await?
+    };
     let identity = load_identity(client.clone()).await?;
     let api = KubeApi::new(client.clone());
     let registry = Registry::new(api.clone());
@@ -74,29 +109,29 @@ pub async fn build(config: Config) -> Result<App> {
         node_api: NodeApi::new(writer.clone(), identity.clone()),
     };
 
-    let (stop, stopped) = watch::channel(false);
     let join_address = join.local_addr();
-    let mut app = App {
-        tunnel: tunnel.clone(),
-        join_address,
-        tasks: JoinSet::new(),
-        stop,
-    };
-    app.spawn("registry", registry.clone().run());
-    app.spawn("writer", writer.run());
-    app.spawn("sessions", session::accept(tunnel.clone(), deps));
-    app.spawn("join listener", join.run(stopped.clone()));
+    tasks.spawn("registry", registry.clone().run());
+    tasks.spawn("writer", writer.run());
+    tasks.spawn("sessions", session::accept(tunnel.clone(), deps));
+    tasks.spawn("join listener", join.run(stopped.clone()));
     let revoking = tunnel.clone();
     let revoked = move |node: &str| {
         revoking.revoke(node);
     };
-    app.spawn("identity", identity.run(client, revoked, stopped));
-    app.spawn(
+    tasks.spawn("identity", identity.run(client, revoked, stopped));
+    tasks.spawn(
         "admin socket",
         admin::serve(admin_listener, registry, serde_json::to_value(&config)?),
     );
     tracing::info!(tunnel = %tunnel.local_addr(), join = %join_address, advertise = config.advertise, "cloudhub is up");
-    Ok(app)
+    Ok(App {
+        tunnel,
+        join_address,
+        tasks,
+        stop,
+        stop_api,
+        embedded: config.embedded,
+    })
 }
 
 async fn client(config: &Config) -> Result<kube::Client> {
@@ -142,13 +177,6 @@ impl App {
         self.join_address
     }
 
-    fn spawn(&mut self, name: &'static str, task: impl Future<Output = ()> + Send + 'static) {
-        self.tasks.spawn(async move {
-            task.await;
-            name
-        });
-    }
-
     /// Runs until SIGTERM or SIGINT.
     ///
     /// # Errors
@@ -158,10 +186,19 @@ impl App {
         let ended = tokio::select! {
             _ = terminate.recv() => None,
             _ = tokio::signal::ctrl_c() => None,
-            ended = self.tasks.join_next() => Some(ended),
+            ended = self.tasks.0.join_next() => Some(ended),
         };
         self.stop.send_replace(true);
         self.tunnel.shutdown("the hub stops").await;
+        self.stop_api.send_replace(true);
+        if self.embedded
+            && ended.is_none()
+            && tokio::time::timeout(API_END, self.tasks.ended("embedded API"))
+                .await
+                .is_err()
+        {
+            tracing::warn!("the embedded API did not end within {API_END:?}");
+        }
         match ended {
             None => {
                 tracing::info!("stopped");

@@ -190,7 +190,10 @@ impl Config {
         }
         let (services, pods) = (self.services()?, self.pods()?);
         if pods.1 > 24 {
-            bail!("podRange {:?}: want a /24 or larger: each node gets a /24", self.pod_range);
+            bail!(
+                "podRange {:?}: want a /24 or larger: each node gets a /24",
+                self.pod_range
+            );
         }
         if overlap(services, pods) {
             bail!(
@@ -240,7 +243,9 @@ fn range(field: &str, text: &str) -> Result<(Ipv4Addr, u8)> {
         let inside = (8..=28).contains(&bits) && u32::from(address) & !mask(bits) == 0;
         inside.then_some((address, bits))
     };
-    parse().with_context(|| format!("{field} {text:?}: want the first address of an IPv4 network and its bits (8 to 28), as 10.96.0.0/16"))
+    parse().with_context(|| {
+        format!("{field} {text:?}: want the first address of an IPv4 network and its bits (8 to 28), as 10.96.0.0/16")
+    })
 }
 
 /// `bits` is 8 to 28.
@@ -288,11 +293,23 @@ mod tests {
 
     #[test]
     fn the_embedded_api_is_not_above_a_cluster() {
-        let config = load(&["--advertise", "h", "--embedded", "--data", "/d", "--listen", "127.0.0.1:7000"]).unwrap();
+        let config = load(&[
+            "--advertise",
+            "h",
+            "--embedded",
+            "--data",
+            "/d",
+            "--listen",
+            "127.0.0.1:7000",
+        ])
+        .unwrap();
         assert!(config.embedded && config.listen.port() == 7000);
         assert_eq!(config.services().unwrap(), (Ipv4Addr::new(10, 96, 0, 0), 16));
         let both = load(&["--advertise", "h", "--embedded", "--kubeconfig", "/k"]).unwrap_err();
-        assert!(both.to_string().contains("/k") && both.to_string().contains("embedded"), "{both}");
+        assert!(
+            both.to_string().contains("/k") && both.to_string().contains("embedded"),
+            "{both}"
+        );
     }
 
     #[test]
@@ -307,7 +324,10 @@ mod tests {
             let file = tempfile::NamedTempFile::new().unwrap();
             std::fs::write(file.path(), format!("advertise: h\nembedded: true\n{field}: {text}\n")).unwrap();
             let error = load(&["--config", &file.path().display().to_string()]).unwrap_err();
-            assert!(error.to_string().contains(why) && error.to_string().contains(field), "{error}");
+            assert!(
+                error.to_string().contains(why) && error.to_string().contains(field),
+                "{error}"
+            );
         }
     }
 

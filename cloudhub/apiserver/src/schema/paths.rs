@@ -1,0 +1,515 @@
+//! The paths of an OpenAPI document: what may be asked of each kind, and with which parameters.
+//!
+//! kubectl reads from them whether the server validates fields (a parameter of PATCH) and which patches it takes (the bodies of
+//! PATCH). Server-side apply is not among them: it is not served.
+
+use serde_json::{Map, Value, json};
+
+use super::openapi::REF;
+use super::types;
+use crate::kinds::Row;
+
+const PATCHES: [&str; 3] = [
+    "application/json-patch+json",
+    "application/merge-patch+json",
+    "application/strategic-merge-patch+json",
+];
+
+/// A kind by group, version and name.
+#[derive(Clone, Copy)]
+struct Gvk(&'static str, &'static str, &'static str);
+
+/// A path beyond what each row has.
+struct Extra {
+    /// The document that it is in.
+    group: &'static str,
+    version: &'static str,
+    /// Below `/namespaces/{namespace}` where it is namespaced.
+    path: &'static str,
+    namespaced: bool,
+    /// Which methods: `post`, `get`, `put`, `patch`.
+    methods: &'static [&'static str],
+    /// What the body and the answer are; they are text or a stream where the kind is no component (`PodExecOptions`).
+    kind: Gvk,
+    /// Ends the operation's id.
+    id: &'static str,
+}
+
+const fn create(group: &'static str, path: &'static str, kind: &'static str, namespaced: bool) -> Extra {
+    Extra {
+        group,
+        version: "v1",
+        path,
+        namespaced,
+        methods: &["post"],
+        kind: Gvk(group, "v1", kind),
+        id: kind,
+    }
+}
+
+const fn of_pod(path: &'static str, methods: &'static [&'static str], kind: Gvk, id: &'static str) -> Extra {
+    Extra {
+        group: "",
+        version: "v1",
+        path,
+        namespaced: true,
+        methods,
+        kind,
+        id,
+    }
+}
+
+const EXTRAS: &[Extra] = &[
+    of_pod("pods/{name}/binding", &["post"], Gvk("", "v1", "Binding"), "PodBinding"),
+    of_pod(
+        "pods/{name}/eviction",
+        &["post"],
+        Gvk("policy", "v1", "Eviction"),
+        "PodEviction",
+    ),
+    of_pod(
+        "pods/{name}/ephemeralcontainers",
+        &["get", "put", "patch"],
+        Gvk("", "v1", "Pod"),
+        "PodEphemeralcontainers",
+    ),
+    of_pod("pods/{name}/log", &["get"], Gvk("", "v1", "Pod"), "PodLog"),
+    of_pod(
+        "pods/{name}/exec",
+        &["get", "post"],
+        Gvk("", "v1", "PodExecOptions"),
+        "PodExec",
+    ),
+    of_pod(
+        "pods/{name}/attach",
+        &["get", "post"],
+        Gvk("", "v1", "PodAttachOptions"),
+        "PodAttach",
+    ),
+    of_pod(
+        "pods/{name}/portforward",
+        &["get", "post"],
+        Gvk("", "v1", "PodPortForwardOptions"),
+        "PodPortforward",
+    ),
+    of_pod(
+        "serviceaccounts/{name}/token",
+        &["post"],
+        Gvk("authentication.k8s.io", "v1", "TokenRequest"),
+        "ServiceAccountToken",
+    ),
+    create("authentication.k8s.io", "tokenreviews", "TokenReview", false),
+    create(
+        "authentication.k8s.io",
+        "selfsubjectreviews",
+        "SelfSubjectReview",
+        false,
+    ),
+    create(
+        "authorization.k8s.io",
+        "subjectaccessreviews",
+        "SubjectAccessReview",
+        false,
+    ),
+    create(
+        "authorization.k8s.io",
+        "selfsubjectaccessreviews",
+        "SelfSubjectAccessReview",
+        false,
+    ),
+    create(
+        "authorization.k8s.io",
+        "selfsubjectrulesreviews",
+        "SelfSubjectRulesReview",
+        false,
+    ),
+    create(
+        "authorization.k8s.io",
+        "localsubjectaccessreviews",
+        "LocalSubjectAccessReview",
+        true,
+    ),
+];
+
+/// The groups and versions that there is a document for, in the order of discovery.
+pub(super) fn groups(rows: &[&Row]) -> Vec<(&'static str, &'static str)> {
+    let mut out: Vec<(&str, &str)> = Vec::new();
+    let extras = EXTRAS.iter().filter(|e| !e.group.is_empty());
+    for group in rows
+        .iter()
+        .map(|r| (r.group, r.version))
+        .chain(extras.map(|e| (e.group, e.version)))
+    {
+        if !out.contains(&group) {
+            out.push(group);
+        }
+    }
+    out
+}
+
+/// The value of `paths` of one document.
+pub(super) fn of_group(rows: &[&Row], group: &str, version: &str) -> Map<String, Value> {
+    let mut out = Map::new();
+    for row in rows.iter().filter(|r| r.group == group && r.version == version) {
+        add_row(&mut out, row);
+    }
+    for extra in EXTRAS.iter().filter(|e| e.group == group && e.version == version) {
+        // A subresource of what is not served is not served.
+        let parent = extra.path.split_once('/').map(|(plural, _)| plural);
+        if parent.is_none_or(|p| rows.iter().any(|r| r.group == group && r.plural == p)) {
+            add_extra(&mut out, extra);
+        }
+    }
+    out
+}
+
+fn root(group: &str, version: &str) -> String {
+    if group.is_empty() {
+        format!("/api/{version}")
+    } else {
+        format!("/apis/{group}/{version}")
+    }
+}
+
+/// `CoreV1`, `RbacAuthorizationV1`: the middle of operation ids.
+fn camel(group: &str, version: &str) -> String {
+    let group = match group.trim_end_matches(".k8s.io") {
+        "" => "core",
+        other => other,
+    };
+    let words = group.split('.').chain([version]);
+    words.map(capital).collect()
+}
+
+fn capital(word: &str) -> String {
+    let mut letters = word.chars();
+    letters
+        .next()
+        .map(|first| first.to_uppercase().chain(letters).collect())
+        .unwrap_or_default()
+}
+
+/// One operation, about to be written.
+struct Operation {
+    /// `list`, `get`, `post`, `put`, `patch`, `delete`, `deletecollection`, `connect`.
+    action: &'static str,
+    id: String,
+    tag: String,
+    kind: Gvk,
+    /// The body's component.
+    body: Option<String>,
+    /// The answer's component.
+    answer: Option<String>,
+}
+
+fn component(kind: Gvk) -> Option<String> {
+    let Gvk(group, version, name) = kind;
+    let api_version = if group.is_empty() {
+        version.to_owned()
+    } else {
+        format!("{group}/{version}")
+    };
+    types::find(&api_version, name).map(|t| format!("{REF}{}", t.name))
+}
+
+fn add_row(out: &mut Map<String, Value>, row: &Row) {
+    let kind = Gvk(row.group, row.version, row.kind);
+    let list = component_of_list(row);
+    let (middle, scope) = (
+        camel(row.group, row.version),
+        if row.namespaced { "Namespaced" } else { "" },
+    );
+    let own = component(kind);
+    let status = component(Gvk("", "v1", "Status"));
+    let options = component(Gvk("", "v1", "DeleteOptions"));
+    let operation = |action, verb: &str, body: Option<&String>, answer: Option<&String>| Operation {
+        action,
+        id: format!(
+            "{verb}{middle}{}{scope}{}",
+            if verb == "delete" && action == "deletecollection" {
+                "Collection"
+            } else {
+                ""
+            },
+            row.kind
+        ),
+        tag: tag(row.group, row.version),
+        kind,
+        body: body.cloned(),
+        answer: answer.cloned(),
+    };
+    let base = collection(row.group, row.version, row.plural, row.namespaced);
+    let mut item = Map::new();
+    item.insert("get".into(), operation("list", "list", None, list.as_ref()).to_json());
+    item.insert(
+        "post".into(),
+        operation("post", "create", own.as_ref(), own.as_ref()).to_json(),
+    );
+    let all = operation("deletecollection", "delete", options.as_ref(), status.as_ref());
+    item.insert("delete".into(), all.to_json());
+    item.insert("parameters".into(), path_parameters(&base));
+    out.insert(base.clone(), item.into());
+
+    let path = format!("{base}/{{name}}");
+    let mut item = Map::new();
+    item.insert("get".into(), operation("get", "read", None, own.as_ref()).to_json());
+    item.insert(
+        "put".into(),
+        operation("put", "replace", own.as_ref(), own.as_ref()).to_json(),
+    );
+    item.insert(
+        "delete".into(),
+        operation("delete", "delete", options.as_ref(), status.as_ref()).to_json(),
+    );
+    item.insert(
+        "patch".into(),
+        operation("patch", "patch", None, own.as_ref()).to_json(),
+    );
+    item.insert("parameters".into(), path_parameters(&path));
+    out.insert(path.clone(), item.into());
+
+    if row.namespaced {
+        let everywhere = format!("{}/{}", root(row.group, row.version), row.plural);
+        let mut list = operation("list", "list", None, list.as_ref());
+        list.id = format!("list{middle}{}ForAllNamespaces", row.kind);
+        out.insert(everywhere, json!({"get": list.to_json()}));
+    }
+    let subresources = [
+        ("status", row.status, kind),
+        ("scale", row.scale, Gvk("autoscaling", "v1", "Scale")),
+    ];
+    for (name, _, kind) in subresources.into_iter().filter(|s| s.1) {
+        let id = format!("{middle}{scope}{}{}", row.kind, capital(name));
+        let item = subresource(&["get", "put", "patch"], kind, &id, tag(row.group, row.version));
+        add_item(out, format!("{path}/{name}"), item);
+    }
+}
+
+fn add_extra(out: &mut Map<String, Value>, extra: &Extra) {
+    let scope = if extra.namespaced { "Namespaced" } else { "" };
+    let id = format!("{}{scope}{}", camel(extra.group, extra.version), extra.id);
+    let item = subresource(extra.methods, extra.kind, &id, tag(extra.group, extra.version));
+    let path = collection(extra.group, extra.version, extra.path, extra.namespaced);
+    add_item(out, path, item);
+}
+
+fn add_item(out: &mut Map<String, Value>, path: String, mut item: Map<String, Value>) {
+    item.insert("parameters".into(), path_parameters(&path));
+    out.insert(path, item.into());
+}
+
+fn subresource(methods: &[&str], kind: Gvk, id: &str, tag: String) -> Map<String, Value> {
+    let own = component(kind);
+    let stream = own.is_none();
+    let operation = |method: &str| {
+        let (action, verb) = match method {
+            "get" if stream => ("connect", "connectGet"),
+            "post" if stream => ("connect", "connectPost"),
+            "post" => ("post", "create"),
+            "put" => ("put", "replace"),
+            "patch" => ("patch", "patch"),
+            _ => ("get", "read"),
+        };
+        Operation {
+            action,
+            id: format!("{verb}{id}"),
+            tag: tag.clone(),
+            kind,
+            body: own.clone().filter(|_| matches!(method, "post" | "put")),
+            answer: own.clone().filter(|_| !id.ends_with("PodLog")),
+        }
+    };
+    methods
+        .iter()
+        .map(|m| ((*m).to_owned(), operation(m).to_json()))
+        .collect()
+}
+
+fn component_of_list(row: &Row) -> Option<String> {
+    types::find(&row.api_version(), &format!("{}List", row.kind)).map(|t| format!("{REF}{}", t.name))
+}
+
+fn collection(group: &str, version: &str, plural: &str, namespaced: bool) -> String {
+    let root = root(group, version);
+    if namespaced {
+        format!("{root}/namespaces/{{namespace}}/{plural}")
+    } else {
+        format!("{root}/{plural}")
+    }
+}
+
+fn tag(group: &str, version: &str) -> String {
+    let group = match group.trim_end_matches(".k8s.io") {
+        "" => "core",
+        other => other,
+    };
+    format!("{}_{version}", group.replace('.', ""))
+}
+
+impl Operation {
+    fn to_json(&self) -> Value {
+        let Gvk(group, version, kind) = self.kind;
+        let mut out = Map::new();
+        out.insert("tags".into(), json!([self.tag]));
+        out.insert("operationId".into(), json!(self.id));
+        let parameters = parameters(self.action);
+        if !parameters.is_empty() {
+            out.insert("parameters".into(), parameters.into());
+        }
+        if self.action == "patch" {
+            // Any JSON: lists and objects are patches.
+            let content: Map<String, Value> = PATCHES
+                .iter()
+                .map(|p| ((*p).to_owned(), json!({"schema": {"type": "object"}})))
+                .collect();
+            out.insert("requestBody".into(), json!({"content": content, "required": true}));
+        } else if let Some(body) = &self.body {
+            let required = matches!(self.action, "post" | "put");
+            let mut request = json!({"content": {"*/*": {"schema": {"$ref": body}}}});
+            if required {
+                request["required"] = json!(true);
+            }
+            out.insert("requestBody".into(), request);
+        }
+        let schema = match &self.answer {
+            Some(answer) => json!({"application/json": {"schema": {"$ref": answer}}}),
+            None => json!({"text/plain": {"schema": {"type": "string"}}}),
+        };
+        let codes: &[&str] = match self.action {
+            "post" => &["200", "201", "202"],
+            "put" | "patch" => &["200", "201"],
+            "delete" => &["200", "202"],
+            _ => &["200"],
+        };
+        let mut responses: Map<String, Value> = codes
+            .iter()
+            .map(|c| {
+                (
+                    (*c).to_owned(),
+                    json!({"description": answer_text(c), "content": schema}),
+                )
+            })
+            .collect();
+        responses.insert("401".into(), json!({"description": "Unauthorized"}));
+        out.insert("responses".into(), responses.into());
+        out.insert("x-kubernetes-action".into(), json!(self.action));
+        out.insert(
+            "x-kubernetes-group-version-kind".into(),
+            json!({"group": group, "version": version, "kind": kind}),
+        );
+        Value::Object(out)
+    }
+}
+
+fn answer_text(code: &str) -> &'static str {
+    match code {
+        "201" => "Created",
+        "202" => "Accepted",
+        _ => "OK",
+    }
+}
+
+/// Query parameters by action: name, type, what it does.
+fn parameters(action: &str) -> Vec<Value> {
+    let write = [
+        (
+            "dryRun",
+            "string",
+            "With the value All, everything is checked and nothing is stored.",
+        ),
+        ("fieldManager", "string", "Who changes the object."),
+        (
+            "fieldValidation",
+            "string",
+            "What unknown and duplicate fields are: Ignore drops them, Warn drops them with a warning, Strict refuses the request.",
+        ),
+    ];
+    let list = [
+        (
+            "allowWatchBookmarks",
+            "boolean",
+            "Bookmarks may be among the events of a watch.",
+        ),
+        (
+            "continue",
+            "string",
+            "Goes on with a list where an earlier answer's token says.",
+        ),
+        ("fieldSelector", "string", "Only objects whose fields match."),
+        ("labelSelector", "string", "Only objects whose labels match."),
+        ("limit", "integer", "At most so many objects in one answer."),
+        (
+            "resourceVersion",
+            "string",
+            "How old the answer may be, or where a watch begins.",
+        ),
+        ("resourceVersionMatch", "string", "How resourceVersion is meant."),
+        (
+            "sendInitialEvents",
+            "boolean",
+            "A watch begins with the objects that there are.",
+        ),
+        ("timeoutSeconds", "integer", "Ends the request after so many seconds."),
+        ("watch", "boolean", "Sends changes as they come instead of a list."),
+    ];
+    let delete = [
+        (
+            "dryRun",
+            "string",
+            "With the value All, everything is checked and nothing is deleted.",
+        ),
+        (
+            "gracePeriodSeconds",
+            "integer",
+            "How long the object may take to end; 0: at once.",
+        ),
+        (
+            "propagationPolicy",
+            "string",
+            "What becomes of dependents: Orphan, Background or Foreground.",
+        ),
+    ];
+    let force = (
+        "force",
+        "boolean",
+        "Takes over fields that others manage; only for server-side apply.",
+    );
+    let chosen: Vec<(&str, &str, &str)> = match action {
+        "post" | "put" => write.into(),
+        "patch" => write.into_iter().chain([force]).collect(),
+        "list" => list.into(),
+        "delete" => delete.into(),
+        "deletecollection" => {
+            let fits = |p: &(&str, &str, &str)| matches!(p.0, "fieldSelector" | "labelSelector" | "limit" | "continue");
+            delete.into_iter().chain(list.into_iter().filter(fits)).collect()
+        }
+        _ => Vec::new(),
+    };
+    chosen.into_iter().map(query).collect()
+}
+
+fn query((name, kind, description): (&str, &str, &str)) -> Value {
+    json!({"name": name, "in": "query", "description": description, "schema": {"type": kind, "uniqueItems": true}})
+}
+
+/// The parameters in the path itself, and `pretty`, which every path takes.
+fn path_parameters(path: &str) -> Value {
+    let mut out: Vec<Value> = Vec::new();
+    for (name, description) in [
+        ("name", "Name of the object."),
+        ("namespace", "The object's namespace."),
+    ] {
+        if path.contains(&format!("{{{name}}}")) {
+            out.push(json!({
+                "name": name, "in": "path", "required": true, "description": description,
+                "schema": {"type": "string", "uniqueItems": true},
+            }));
+        }
+    }
+    out.push(query((
+        "pretty",
+        "string",
+        "Whether the answer is laid out for people.",
+    )));
+    Value::Array(out)
+}

@@ -1,6 +1,7 @@
 //! The kinds that are served: a [`Row`] and a [`Strategy`] each. What has no row is not served.
 
 mod core;
+pub(crate) mod fields;
 mod nodes;
 mod pods;
 mod policy;

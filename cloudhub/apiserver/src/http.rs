@@ -21,6 +21,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures::future::BoxFuture;
 use http::{HeaderMap, HeaderValue, Method, Request, Response, header};
 use hyper::body::Incoming;
 use hyper::service::service_fn;
@@ -59,7 +60,9 @@ pub(crate) struct Shared {
     pub(crate) kubelets: Kubelets,
     pub(crate) metrics: Metrics,
     pub(crate) places: Arc<Semaphore>,
-    /// `openid-configuration`'s issuer is known to auth; this is what `/version` says.
+    /// Where this listens.
+    pub(crate) address: SocketAddr,
+    /// What `/version` says.
     pub(crate) version: serde_json::Value,
 }
 
@@ -133,7 +136,7 @@ async fn answer_to(
 ) -> Response<Body> {
     let path = request.uri().path().to_owned();
     let method = request.method().clone();
-    let result = Box::pin(handle(shared, certificate, request)).await;
+    let result = handle(shared, certificate, request).await;
     let response = result.unwrap_or_else(|status| {
         if status.code >= 500 {
             tracing::warn!(%method, path, ?remote, code = status.code, message = status.message, "a request failed");
@@ -144,11 +147,12 @@ async fn answer_to(
     response
 }
 
-async fn handle(
+fn handle(
     shared: Arc<Shared>,
     certificate: Option<Arc<[u8]>>,
     request: Request<Incoming>,
-) -> Result<Response<Body>, Status> {
+) -> BoxFuture<'static, Result<Response<Body>, Status>> {
+    Box::pin(async move {
     let identity = shared.auth.identify(certificate.as_deref(), request.headers())?;
     let query = input::Query::parse(request.uri().query().unwrap_or_default())?;
     let route = route::parse(request.uri().path())?;
@@ -170,6 +174,7 @@ async fn handle(
     let response = dispatch(call, route, request).await?;
     drop(place);
     Ok(response)
+    })
 }
 
 async fn dispatch(call: Call, route: Route, request: Request<Incoming>) -> Result<Response<Body>, Status> {

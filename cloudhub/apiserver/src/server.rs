@@ -11,7 +11,6 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_rustls::TlsAcceptor;
 
-use crate::auth::admission::Admission;
 use crate::auth::{self, Auth};
 use crate::bootstrap;
 use crate::http::{self, Shared};
@@ -89,7 +88,6 @@ pub enum BuildError {
 }
 
 /// An API server that is ready to run.
-#[derive(Debug)]
 pub struct Server {
     pki: Pki,
     listener: TcpListener,
@@ -116,10 +114,9 @@ pub async fn build(config: Config) -> Result<Server, BuildError> {
         unreachable_toleration_seconds: config.unreachable_toleration_seconds,
     };
     let auth = Auth::new(store.clone(), auth).map_err(BuildError::Accounts)?;
-    let admission = Admission::new(auth.clone());
     let (network, bits) = config.service_range;
     let ranges = Ranges::parse(&format!("{network}/{bits}")).map_err(BuildError::Ranges)?;
-    let registry = Registry::new(store.clone(), admission, ranges);
+    let registry = Registry::new(store.clone(), auth.admission(), ranges);
     let bind = |source| BuildError::Bind { address: config.listen, source };
     let listener = TcpListener::bind(config.listen).await.map_err(bind)?;
     let address = listener.local_addr().map_err(bind)?;
@@ -127,7 +124,7 @@ pub async fn build(config: Config) -> Result<Server, BuildError> {
     let tls = pki.tls(&names(&config))?;
     let client = pki.client("kube-apiserver-kubelet-client", &["system:masters"])?;
     let kubelets = Kubelets::new(store.clone(), (client.certificate, client.key), config.kubelet_ca.clone());
-    let shared = Shared { registry, auth, kubelets, metrics: Metrics::default(), places: Shared::places(), version: version() };
+    let shared = Shared { registry, auth, kubelets, metrics: Metrics::default(), places: Shared::places(), version: version(), address };
     tasks.spawn(sweep_events(store));
     let server = Server { pki, listener, address, tls: TlsAcceptor::from(Arc::new(tls)), shared: Arc::new(shared), tasks };
     pki::write_secret(&config.data.join("admin.kubeconfig"), &server.kubeconfig("admin", &["system:masters"])?)?;
@@ -273,6 +270,12 @@ async fn sweep_events(store: Store) -> &'static str {
                 let _ = store.delete(stored.key.clone(), Expect::Version(stored.resource_version), None).await;
             }
         }
+    }
+}
+
+impl std::fmt::Debug for Server {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Server").field("address", &self.address).finish_non_exhaustive()
     }
 }
 

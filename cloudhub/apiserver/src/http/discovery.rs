@@ -34,7 +34,7 @@ pub(super) fn answer(call: &Call, path: &str) -> Result<Response<Body>, Status> 
             Ok(answer::json(200, &json!({"kind": "APIGroupList", "apiVersion": "v1", "groups": groups})))
         }
         "/openapi/v3" => Ok(answer::json(200, &schema::openapi_index())),
-        "/.well-known/openid-configuration" => Ok(answer::json(200, &call.shared.auth.openid_configuration())),
+        "/.well-known/openid-configuration" => Ok(answer::json(200, &call.shared.auth.openid_configuration(&call.shared.address.to_string()))),
         "/openid/v1/jwks" => Ok(answer::json(200, &call.shared.auth.jwks())),
         _ => document(trimmed),
     }

@@ -9,14 +9,14 @@ use super::input;
 use super::route::Place;
 use super::{Call, answer, read, write};
 use crate::auth::reviews::{self, Virtual};
-use crate::kinds::{self, policy, pods, workloads};
+use crate::kinds::policy::{self, Eviction};
+use crate::kinds::{self, Row, pods, workloads};
 use crate::kubelet::Body;
 use crate::object;
 use crate::patch;
 use crate::registry::{DeleteOptions, Part, Registry, Target};
 use crate::schema;
-use crate::selector::Labels;
-use crate::status::Status;
+use crate::status::{Errors, Status};
 use crate::store::{Key, Stored};
 
 pub(super) async fn answer(call: Call, place: Place, request: Request<Incoming>) -> Result<Response<Body>, Status> {
@@ -80,22 +80,16 @@ async fn scale(call: &Call, place: &Place, request: Request<Incoming>) -> Result
             let kind = write::patch_type(call)?;
             let body = input::json(&input::body(request).await?)?;
             Box::new(move |current| {
-                let patched = patch::apply(&workloads::read_scale(row, current), kind, &body, "autoscaling/v1", "Scale")?;
+                let scale = without_version(&workloads::read_scale(row, current));
+                let patched = patch::apply(&scale, kind, &body, "autoscaling/v1", "Scale")?;
                 Ok(schema::conform(patched, "autoscaling/v1", "Scale")?.object)
             })
         }
         _ => return Err(Status::method_not_allowed()),
     };
     let changed = call.shared.registry.change(&target, Part::Main, |current| {
-        let scale = make(current)?;
-        let replicas = scale.pointer("/spec/replicas").and_then(Value::as_i64).unwrap_or_default();
-        if replicas < 0 {
-            let mut errors = crate::status::Errors::default();
-            errors.invalid("spec.replicas", &json!(replicas), "must be greater than or equal to 0");
-            return Err(Status::invalid("autoscaling", "Scale", object::name(current), errors));
-        }
-        let mut object = current.clone();
-        workloads::apply_scale(row, &mut object, &scale)?;
+        let mut object = without_version(current);
+        workloads::apply_scale(row, &mut object, &make(current)?)?;
         Ok(object)
     });
     Ok(answer::json(200, &workloads::read_scale(row, &changed.await?.object)))
@@ -194,8 +188,10 @@ async fn ephemeral(call: &Call, place: &Place, request: Request<Incoming>) -> Re
             }
             None => incoming.clone(),
         };
-        pods::prepare_ephemeral(&mut pod, current)?;
-        Ok(pod)
+        pods::prepare_ephemeral(&mut pod, current);
+        let mut errors = Errors::default();
+        pods::validate_ephemeral(&pod, current, &mut errors);
+        if errors.is_empty() { Ok(pod) } else { Err(Status::invalid("", "Pod", object::name(current), errors)) }
     });
     let written = changed.await?;
     read::value(call, row, 200, written.object)
@@ -228,49 +224,61 @@ async fn evict(call: &Call, place: &Place, request: Request<Incoming>) -> Result
     let dry = object::items(&eviction, "/deleteOptions/dryRun").iter().any(|v| v == "All");
     target.dry_run |= dry;
     let pod = find(call, place)?.value();
-    let options = DeleteOptions::parse(eviction.get("deleteOptions").unwrap_or(&json!({})))?;
-    if !ends_anyway(&pod) {
-        spend_budget(&call.shared.registry, &target, &pod).await?;
+    let mut options = DeleteOptions::parse(eviction.get("deleteOptions").unwrap_or(&json!({})))?;
+    let registry = &call.shared.registry;
+    let budget = if policy::skips_budgets(&pod) { None } else { budget_of(registry, &target, &pod)? };
+    if let Some(budget) = &budget
+        && spend(registry, &target, budget, &pod).await? == Spent::Uncounted
+    {
+        options.resource_version = Some(object::text(&pod, "/metadata/resourceVersion").to_owned());
     }
     target.subresource = "";
-    call.shared.registry.delete(&target, &options).await?;
-    Ok(answer::json(201, &success(201)))
+    match registry.delete(&target, &options).await {
+        Err(status) if status.code == 409 && options.uid.is_none() => {
+            Err(budget.map_or(status, |budget| policy::still_processing(&budget)))
+        }
+        deleted => deleted.map(|_| answer::json(201, &success(201))),
+    }
 }
 
-/// A pod that does not run needs no budget.
-fn ends_anyway(pod: &Value) -> bool {
-    object::is_deleting(pod) || matches!(object::text(pod, "/status/phase"), "Succeeded" | "Failed" | "Pending")
+fn budgets_row() -> Result<&'static Row, Status> {
+    kinds::row("policy", "v1", "poddisruptionbudgets").ok_or_else(Status::no_such_path)
 }
 
-async fn spend_budget(registry: &Registry, target: &Target<'_>, pod: &Value) -> Result<(), Status> {
-    let row = kinds::row("policy", "v1", "poddisruptionbudgets").ok_or_else(Status::no_such_path)?;
-    let (_, budgets) = registry.store().list(row.storage, Some(target.namespace), None, usize::MAX);
-    let labels: Vec<(String, String)> = pod
-        .pointer("/metadata/labels")
-        .and_then(Value::as_object)
-        .into_iter()
-        .flatten()
-        .map(|(key, value)| (key.clone(), value.as_str().unwrap_or_default().to_owned()))
-        .collect();
-    let mine: Vec<_> = budgets.iter().filter(|stored| selects(&stored.value(), &labels)).collect();
-    let budget = match mine.as_slice() {
-        [] => return Ok(()),
-        [one] => one,
-        _ => return Err(Status::internal("This pod has more than one PodDisruptionBudget, which the eviction subresource does not support.")),
+/// The one budget that is about the pod.
+fn budget_of(registry: &Registry, target: &Target<'_>, pod: &Value) -> Result<Option<Value>, Status> {
+    let (_, budgets) = registry.store().list(budgets_row()?.storage, Some(target.namespace), None, usize::MAX);
+    let mut covering = budgets.iter().map(|stored| stored.value()).filter(|budget| policy::covers(budget, pod));
+    let first = covering.next();
+    if covering.next().is_some() { Err(policy::too_many_budgets()) } else { Ok(first) }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Spent {
+    /// One disruption of the budget is used.
+    Counted,
+    /// The pod is not ready: its end disrupts nothing.
+    Uncounted,
+}
+
+/// Takes one disruption from the budget, where the pod's end is one.
+async fn spend(registry: &Registry, target: &Target<'_>, budget: &Value, pod: &Value) -> Result<Spent, Status> {
+    let row = budgets_row()?;
+    let target = Target { row, name: object::name(budget), subresource: "status", ..target.clone() };
+    let mut spent = Spent::Counted;
+    let change = |current: &Value| match policy::may_evict(current, pod) {
+        Eviction::Counted(counted) => {
+            spent = Spent::Counted;
+            Ok(without_version(&counted))
+        }
+        Eviction::Unready => {
+            spent = Spent::Uncounted;
+            Ok(without_version(current))
+        }
+        Eviction::Refused(status) => Err(status),
     };
-    let target = Target { row, name: &budget.key.name, subresource: "status", ..target.clone() };
-    let spend = |current: &Value| {
-        let mut object = without_version(current);
-        policy::spend(&mut object, pod)?;
-        Ok(object)
-    };
-    registry.change(&target, Part::Status, spend).await?;
-    Ok(())
-}
-
-fn selects(budget: &Value, labels: &[(String, String)]) -> bool {
-    let Some(of) = budget.pointer("/spec/selector") else { return false };
-    Labels::of_object(of).is_ok_and(|selector| selector.matches_labels(labels))
+    registry.change(&target, Part::Computed, change).await?;
+    Ok(spent)
 }
 
 /// Answers a review.

@@ -101,7 +101,9 @@ async fn connection(stream: TcpStream, (tls, shared): (TlsAcceptor, Arc<Shared>)
     // Small answers must not wait for a full segment; a socket that refuses the option works too.
     let _ = stream.set_nodelay(true);
     let remote = stream.peer_addr().ok();
-    let Ok(Ok(stream)) = tokio::time::timeout(HANDSHAKE, tls.accept(stream)).await else { return };
+    let Ok(Ok(stream)) = tokio::time::timeout(HANDSHAKE, tls.accept(stream)).await else {
+        return;
+    };
     let chain = stream.get_ref().1.peer_certificates();
     let certificate = chain.and_then(|c| c.first()).map(|c| Arc::<[u8]>::from(c.as_ref()));
     let service = service_fn(move |request| {
@@ -109,10 +111,21 @@ async fn connection(stream: TcpStream, (tls, shared): (TlsAcceptor, Arc<Shared>)
         async move { Ok::<_, Infallible>(answer_to(shared, certificate, remote, request).await) }
     });
     let mut builder = auto::Builder::new(TokioExecutor::new());
-    builder.http1().timer(TokioTimer::new()).header_read_timeout(HEAD).max_buf_size(MAX_HEAD);
-    builder.http2().timer(TokioTimer::new()).max_concurrent_streams(MAX_STREAMS).max_header_list_size(32 * 1024)
+    builder
+        .http1()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEAD)
+        .max_buf_size(MAX_HEAD);
+    builder
+        .http2()
+        .timer(TokioTimer::new())
+        .max_concurrent_streams(MAX_STREAMS)
+        .max_header_list_size(32 * 1024)
         .keep_alive_interval(Some(Duration::from_secs(30)));
-    if let Err(error) = builder.serve_connection_with_upgrades(TokioIo::new(stream), service).await {
+    if let Err(error) = builder
+        .serve_connection_with_upgrades(TokioIo::new(stream), service)
+        .await
+    {
         tracing::debug!(%error, "a connection broke");
     }
 }
@@ -153,27 +166,37 @@ fn handle(
     request: Request<Incoming>,
 ) -> BoxFuture<'static, Result<Response<Body>, Status>> {
     Box::pin(async move {
-    let identity = shared.auth.identify(certificate.as_deref(), request.headers())?;
-    let query = input::Query::parse(request.uri().query().unwrap_or_default())?;
-    let route = route::parse(request.uri().path())?;
-    let attributes = route.attributes(request.method(), &query)?;
-    shared.auth.authorize(&identity, &attributes)?;
-    if route.needs_create() && attributes.verb != "create" {
-        let create = Attributes { verb: "create".into(), ..attributes.clone() };
-        shared.auth.authorize(&identity, &create)?;
-    }
-    let place = if attributes.verb == "watch" || route.is_stream() {
-        None
-    } else {
-        let full = |_| Status::too_many_requests("Too many requests, please try again later.", 1);
-        Some(shared.places.clone().try_acquire_owned().map_err(full)?)
-    };
-    let accept = Accept::parse(request.headers().get_all(header::ACCEPT))?;
-    let (method, headers) = (request.method().clone(), request.headers().clone());
-    let call = Call { shared, identity, method, headers, query, accept };
-    let response = dispatch(call, route, request).await?;
-    drop(place);
-    Ok(response)
+        let identity = shared.auth.identify(certificate.as_deref(), request.headers())?;
+        let query = input::Query::parse(request.uri().query().unwrap_or_default())?;
+        let route = route::parse(request.uri().path())?;
+        let attributes = route.attributes(request.method(), &query)?;
+        shared.auth.authorize(&identity, &attributes)?;
+        if route.needs_create() && attributes.verb != "create" {
+            let create = Attributes {
+                verb: "create".into(),
+                ..attributes.clone()
+            };
+            shared.auth.authorize(&identity, &create)?;
+        }
+        let place = if attributes.verb == "watch" || route.is_stream() {
+            None
+        } else {
+            let full = |_| Status::too_many_requests("Too many requests, please try again later.", 1);
+            Some(shared.places.clone().try_acquire_owned().map_err(full)?)
+        };
+        let accept = Accept::parse(request.headers().get_all(header::ACCEPT))?;
+        let (method, headers) = (request.method().clone(), request.headers().clone());
+        let call = Call {
+            shared,
+            identity,
+            method,
+            headers,
+            query,
+            accept,
+        };
+        let response = dispatch(call, route, request).await?;
+        drop(place);
+        Ok(response)
     })
 }
 

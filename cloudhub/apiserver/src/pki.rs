@@ -13,7 +13,8 @@ use std::sync::Arc;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use rcgen::{
-    BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose, SanType,
+    BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose,
+    SanType,
 };
 use rustls::RootCertStore;
 use rustls::crypto::CryptoProvider;
@@ -83,7 +84,10 @@ impl Pki {
     /// Reads DATA/pki, or makes it.
     pub(crate) fn load(data: &Path) -> Result<Self, PkiError> {
         let dir = data.join("pki");
-        fs::create_dir_all(&dir).map_err(|source| PkiError::File { path: dir.clone(), source })?;
+        fs::create_dir_all(&dir).map_err(|source| PkiError::File {
+            path: dir.clone(),
+            source,
+        })?;
         let (certificate_path, key_path) = (dir.join("ca.crt"), dir.join("ca.key"));
         if !certificate_path.exists() || !key_path.exists() {
             let key = KeyPair::generate()?;
@@ -98,7 +102,11 @@ impl Pki {
         }
         let (ca, key) = (read(&certificate_path)?, read(&key_path)?);
         let issuer = Issuer::from_ca_cert_pem(&ca, KeyPair::from_pem(&key)?)?;
-        Ok(Self { issuer, ca, accounts_key: read(&accounts_path)? })
+        Ok(Self {
+            issuer,
+            ca,
+            accounts_key: read(&accounts_path)?,
+        })
     }
 
     /// A client certificate of user `name` in `groups`.
@@ -128,7 +136,10 @@ impl Pki {
 
     fn issue(&self, params: &CertificateParams) -> Result<Pair, PkiError> {
         let key = KeyPair::generate()?;
-        Ok(Pair { certificate: params.signed_by(&key, &self.issuer)?.pem(), key: key.serialize_pem() })
+        Ok(Pair {
+            certificate: params.signed_by(&key, &self.issuer)?.pem(),
+            key: key.serialize_pem(),
+        })
     }
 
     /// TLS of the listener: a client certificate is optional, but one that is there must be of this CA.
@@ -136,7 +147,9 @@ impl Pki {
         let pair = self.server(names)?;
         let mut roots = RootCertStore::empty();
         roots.add(CertificateDer::from_pem_slice(self.ca.as_bytes())?)?;
-        let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider()).allow_unauthenticated().build()?;
+        let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider())
+            .allow_unauthenticated()
+            .build()?;
         let chain = CertificateDer::pem_slice_iter(pair.certificate.as_bytes()).collect::<Result<Vec<_>, _>>()?;
         let mut tls = rustls::ServerConfig::builder_with_provider(provider())
             .with_safe_default_protocol_versions()?
@@ -165,7 +178,11 @@ fn ca_params() -> Result<CertificateParams, PkiError> {
     let mut params = CertificateParams::new(Vec::new())?;
     params.distinguished_name.push(DnType::CommonName, "kedge-api-ca");
     params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-    params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::DigitalSignature, KeyUsagePurpose::CrlSign];
+    params.key_usages = vec![
+        KeyUsagePurpose::KeyCertSign,
+        KeyUsagePurpose::DigitalSignature,
+        KeyUsagePurpose::CrlSign,
+    ];
     valid(&mut params, CA_DAYS);
     Ok(params)
 }
@@ -185,16 +202,27 @@ fn valid(params: &mut CertificateParams, days: i64) {
 }
 
 fn read(path: &Path) -> Result<String, PkiError> {
-    fs::read_to_string(path).map_err(|source| PkiError::File { path: path.to_owned(), source })
+    fs::read_to_string(path).map_err(|source| PkiError::File {
+        path: path.to_owned(),
+        source,
+    })
 }
 
 /// Writes a file whole, for its owner alone, on the disk when this returns.
 pub(crate) fn write_secret(path: &Path, text: &str) -> Result<(), PkiError> {
-    let file = |source| PkiError::File { path: path.to_owned(), source };
+    let file = |source| PkiError::File {
+        path: path.to_owned(),
+        source,
+    };
     let partial = path.with_extension("partial");
     // A leftover of a start that was cut off would keep its mode.
     let _ = fs::remove_file(&partial);
-    let mut out = fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&partial).map_err(file)?;
+    let mut out = fs::OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(&partial)
+        .map_err(file)?;
     out.write_all(text.as_bytes()).map_err(file)?;
     out.sync_all().map_err(file)?;
     fs::rename(&partial, path).map_err(file)?;
@@ -214,9 +242,17 @@ mod tests {
         let first = Pki::load(dir.path()).unwrap();
         let second = Pki::load(dir.path()).unwrap();
         assert_eq!((&first.ca, &first.accounts_key), (&second.ca, &second.accounts_key));
-        let mode = fs::metadata(dir.path().join("pki/ca.key")).unwrap().permissions().mode();
+        let mode = fs::metadata(dir.path().join("pki/ca.key"))
+            .unwrap()
+            .permissions()
+            .mode();
         assert_eq!(mode & 0o777, 0o600);
         second.tls(&["localhost".into(), "10.96.0.1".into()]).unwrap();
-        assert!(second.kubeconfig("https://h:1", "admin", &["system:masters"]).unwrap().contains("current-context"));
+        assert!(
+            second
+                .kubeconfig("https://h:1", "admin", &["system:masters"])
+                .unwrap()
+                .contains("current-context")
+        );
     }
 }

@@ -16,8 +16,8 @@ use tokio::sync::Mutex;
 
 use crate::auth::Identity;
 use crate::auth::admission::{Admission, Operation, Request};
-use crate::kinds::services::{self, Ranges};
 use crate::kinds::Row;
+use crate::kinds::services::{self, Ranges};
 use crate::object;
 use crate::status::{Errors, Status};
 use crate::store::{Expect, Key, Store, WriteError};
@@ -98,7 +98,12 @@ pub struct Registry {
 impl Registry {
     /// Over `store`.
     pub fn new(store: Store, admission: Admission, ranges: Ranges) -> Self {
-        Self { store, admission, ranges, addresses: Mutex::new(()) }
+        Self {
+            store,
+            admission,
+            ranges,
+            addresses: Mutex::new(()),
+        }
     }
 
     /// The store.
@@ -116,7 +121,10 @@ impl Registry {
         row.strategy.default(&mut object);
         metadata::name(target, &mut object)?;
         let name = object::name(&object).to_owned();
-        let target = &Target { name: &name, ..target.clone() };
+        let target = &Target {
+            name: &name,
+            ..target.clone()
+        };
         let mut request = request(target, Operation::Create, Some(&mut object), None);
         let mut warnings = self.admission.mutate(&mut request)?;
         row.strategy.default(&mut object);
@@ -129,7 +137,8 @@ impl Registry {
         metadata::validate(target, &object, &mut errors);
         row.strategy.validate(&object, &mut errors);
         target.invalid(&name, errors)?;
-        self.admission.validate(&request_of(target, Operation::Create, &mut object, None))?;
+        self.admission
+            .validate(&request_of(target, Operation::Create, &mut object, None))?;
         warnings.extend(row.strategy.warnings(&object));
         let object = self.insert(target, object).await?;
         Ok(Written { object, warnings })
@@ -137,14 +146,22 @@ impl Registry {
 
     async fn insert(&self, target: &Target<'_>, mut object: Value) -> Result<Value, Status> {
         let row = target.row;
-        let held = if row.storage == "services" { Some(self.addresses.lock().await) } else { None };
+        let held = if row.storage == "services" {
+            Some(self.addresses.lock().await)
+        } else {
+            None
+        };
         if held.is_some() {
             services::allocate(&self.store, &mut object, &self.ranges)?;
         }
         let exists = || Status::already_exists(row.group, row.plural, target.name);
         let object = metadata::in_order(object);
         if target.dry_run {
-            return if self.store.latest(&target.key()).is_some() { Err(exists()) } else { Ok(object) };
+            return if self.store.latest(&target.key()).is_some() {
+                Err(exists())
+            } else {
+                Ok(object)
+            };
         }
         match self.store.put(target.key(), Expect::Absent, object).await {
             Ok(stored) => Ok(stored.value()),
@@ -223,7 +240,11 @@ impl Registry {
         version: u64,
     ) -> Result<Written, Replace> {
         let (mut object, warnings) = self.judge(target, part, object, current)?;
-        let held = if target.row.storage == "services" && part == Part::Main { Some(self.addresses.lock().await) } else { None };
+        let held = if target.row.storage == "services" && part == Part::Main {
+            Some(self.addresses.lock().await)
+        } else {
+            None
+        };
         if held.is_some() {
             services::allocate(&self.store, &mut object, &self.ranges)?;
         }
@@ -238,7 +259,10 @@ impl Registry {
             self.store.put(target.key(), expect, object).await
         };
         match stored {
-            Ok(stored) => Ok(Written { object: stored.value(), warnings }),
+            Ok(stored) => Ok(Written {
+                object: stored.value(),
+                warnings,
+            }),
             Err(WriteError::Conflict) => Err(Replace::Raced),
             Err(error) => Err(Replace::Refused(unavailable(&error))),
         }
@@ -280,7 +304,8 @@ impl Registry {
             Part::Computed => strategy.validate(&object, &mut errors),
         }
         target.invalid(target.name, errors)?;
-        self.admission.validate(&request_of(target, Operation::Update, &mut object, Some(current)))?;
+        self.admission
+            .validate(&request_of(target, Operation::Update, &mut object, Some(current)))?;
         if part == Part::Main {
             warnings.extend(strategy.warnings(&object));
         }

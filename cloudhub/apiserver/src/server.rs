@@ -117,17 +117,42 @@ pub async fn build(config: Config) -> Result<Server, BuildError> {
     let (network, bits) = config.service_range;
     let ranges = Ranges::parse(&format!("{network}/{bits}")).map_err(BuildError::Ranges)?;
     let registry = Registry::new(store.clone(), auth.admission(), ranges);
-    let bind = |source| BuildError::Bind { address: config.listen, source };
+    let bind = |source| BuildError::Bind {
+        address: config.listen,
+        source,
+    };
     let listener = TcpListener::bind(config.listen).await.map_err(bind)?;
     let address = listener.local_addr().map_err(bind)?;
     make_objects(&registry, &config, &pki, address).await?;
     let tls = pki.tls(&names(&config))?;
     let client = pki.client("kube-apiserver-kubelet-client", &["system:masters"])?;
-    let kubelets = Kubelets::new(store.clone(), (client.certificate, client.key), config.kubelet_ca.clone());
-    let shared = Shared { registry, auth, kubelets, metrics: Metrics::default(), places: Shared::places(), version: version(), address };
+    let kubelets = Kubelets::new(
+        store.clone(),
+        (client.certificate, client.key),
+        config.kubelet_ca.clone(),
+    );
+    let shared = Shared {
+        registry,
+        auth,
+        kubelets,
+        metrics: Metrics::default(),
+        places: Shared::places(),
+        version: version(),
+        address,
+    };
     tasks.spawn(sweep_events(store));
-    let server = Server { pki, listener, address, tls: TlsAcceptor::from(Arc::new(tls)), shared: Arc::new(shared), tasks };
-    pki::write_secret(&config.data.join("admin.kubeconfig"), &server.kubeconfig("admin", &["system:masters"])?)?;
+    let server = Server {
+        pki,
+        listener,
+        address,
+        tls: TlsAcceptor::from(Arc::new(tls)),
+        shared: Arc::new(shared),
+        tasks,
+    };
+    pki::write_secret(
+        &config.data.join("admin.kubeconfig"),
+        &server.kubeconfig("admin", &["system:masters"])?,
+    )?;
     Ok(server)
 }
 
@@ -137,8 +162,13 @@ async fn open(path: PathBuf) -> Result<(Store, Committer), BuildError> {
         std::fs::create_dir_all(&path).ok();
         Store::open(&path)
     });
-    let opened = opened.await.expect("opening does not panic: metastore catches sled's panics");
-    opened.map_err(|source| BuildError::Store { path: at, source: Box::new(source) })
+    let opened = opened
+        .await
+        .expect("opening does not panic: metastore catches sled's panics");
+    opened.map_err(|source| BuildError::Store {
+        path: at,
+        source: Box::new(source),
+    })
 }
 
 async fn commit(committer: Committer) -> &'static str {
@@ -150,8 +180,17 @@ async fn commit(committer: Committer) -> &'static str {
 fn names(config: &Config) -> Vec<String> {
     let (network, _) = config.service_range;
     let service = Ipv4Addr::from(u32::from(network) + 1).to_string();
-    let fixed = ["kubernetes", "kubernetes.default", "kubernetes.default.svc", "kubernetes.default.svc.cluster.local"];
-    let mut names: Vec<String> = fixed.into_iter().chain(["localhost", "127.0.0.1"]).map(str::to_owned).collect();
+    let fixed = [
+        "kubernetes",
+        "kubernetes.default",
+        "kubernetes.default.svc",
+        "kubernetes.default.svc.cluster.local",
+    ];
+    let mut names: Vec<String> = fixed
+        .into_iter()
+        .chain(["localhost", "127.0.0.1"])
+        .map(str::to_owned)
+        .collect();
     names.push(service);
     let listen = config.listen.ip();
     if !listen.is_unspecified() {
@@ -181,11 +220,18 @@ fn architecture() -> &'static str {
 
 async fn make_objects(registry: &Registry, config: &Config, pki: &Pki, address: SocketAddr) -> Result<(), BuildError> {
     let made = |what: &str, result: Result<(), Status>| {
-        result.map_err(|source| BuildError::Bootstrap { what: what.into(), source: Box::new(source) })
+        result.map_err(|source| BuildError::Bootstrap {
+            what: what.into(),
+            source: Box::new(source),
+        })
     };
     for (group, plural, object) in bootstrap::objects() {
         let what = format!("{plural} {}", object::name(&object));
-        let version = object::text(&object, "/apiVersion").rsplit('/').next().unwrap_or_default().to_owned();
+        let version = object::text(&object, "/apiVersion")
+            .rsplit('/')
+            .next()
+            .unwrap_or_default()
+            .to_owned();
         let row = kinds::row(group, &version, plural);
         let missing = || Status::internal(format!("{what} is of a kind that is not served"));
         made(&what, row.ok_or_else(missing).err().map_or(Ok(()), Err))?;
@@ -198,7 +244,10 @@ async fn make_objects(registry: &Registry, config: &Config, pki: &Pki, address: 
         "metadata": {"name": "extension-apiserver-authentication", "namespace": "kube-system"},
         "data": {"client-ca-file": pki.ca},
     });
-    made("ConfigMap extension-apiserver-authentication", keep(registry, "configmaps", authentication).await)?;
+    made(
+        "ConfigMap extension-apiserver-authentication",
+        keep(registry, "configmaps", authentication).await,
+    )?;
     for (plural, object) in own_service(config, address) {
         let what = format!("{plural} kubernetes");
         made(&what, keep(registry, plural, object).await)?;
@@ -212,32 +261,46 @@ fn own_service(config: &Config, address: SocketAddr) -> [(&'static str, Value); 
     let service = Ipv4Addr::from(u32::from(network) + 1).to_string();
     let labels = json!({"component": "apiserver", "provider": "kubernetes"});
     let named = config.names.iter().find(|name| name.parse::<Ipv4Addr>().is_ok());
-    let endpoint = if address.ip().is_unspecified() { named.cloned() } else { Some(address.ip().to_string()) };
+    let endpoint = if address.ip().is_unspecified() {
+        named.cloned()
+    } else {
+        Some(address.ip().to_string())
+    };
     let endpoint = endpoint.unwrap_or_else(|| "127.0.0.1".into());
     [
-        ("services", json!({
-            "apiVersion": "v1", "kind": "Service",
-            "metadata": {"name": "kubernetes", "namespace": "default", "labels": labels},
-            "spec": {"type": "ClusterIP", "clusterIP": service, "clusterIPs": [service], "ipFamilies": ["IPv4"], "ipFamilyPolicy": "SingleStack",
-                     "ports": [{"name": "https", "protocol": "TCP", "port": 443, "targetPort": address.port()}],
-                     "sessionAffinity": "None", "internalTrafficPolicy": "Cluster"},
-        })),
-        ("endpointslices", json!({
-            "apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice", "addressType": "IPv4",
-            "metadata": {"name": "kubernetes", "namespace": "default", "labels": {"kubernetes.io/service-name": "kubernetes"}},
-            "endpoints": [{"addresses": [endpoint], "conditions": {"ready": true}}],
-            "ports": [{"name": "https", "protocol": "TCP", "port": address.port()}],
-        })),
+        (
+            "services",
+            json!({
+                "apiVersion": "v1", "kind": "Service",
+                "metadata": {"name": "kubernetes", "namespace": "default", "labels": labels},
+                "spec": {"type": "ClusterIP", "clusterIP": service, "clusterIPs": [service], "ipFamilies": ["IPv4"], "ipFamilyPolicy": "SingleStack",
+                         "ports": [{"name": "https", "protocol": "TCP", "port": 443, "targetPort": address.port()}],
+                         "sessionAffinity": "None", "internalTrafficPolicy": "Cluster"},
+            }),
+        ),
+        (
+            "endpointslices",
+            json!({
+                "apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice", "addressType": "IPv4",
+                "metadata": {"name": "kubernetes", "namespace": "default", "labels": {"kubernetes.io/service-name": "kubernetes"}},
+                "endpoints": [{"addresses": [endpoint], "conditions": {"ready": true}}],
+                "ports": [{"name": "https", "protocol": "TCP", "port": address.port()}],
+            }),
+        ),
     ]
 }
 
 /// Makes the object, or makes the one that is there say the same: what it says follows this start's configuration.
 async fn keep(registry: &Registry, plural: &str, wanted: Value) -> Result<(), Status> {
-    let row = kinds::rows().find(|r| r.plural == plural).ok_or_else(Status::no_such_path)?;
+    let row = kinds::rows()
+        .find(|r| r.plural == plural)
+        .ok_or_else(Status::no_such_path)?;
     registry.ensure(row, wanted.clone()).await?;
     let store = registry.store();
     let key = Key::new(row.storage, object::namespace(&wanted), object::name(&wanted));
-    let Some(stored) = store.latest(&key) else { return Ok(()) };
+    let Some(stored) = store.latest(&key) else {
+        return Ok(());
+    };
     let current = stored.value();
     let mut object = current.clone();
     for field in ["data", "spec", "endpoints", "ports", "addressType"] {
@@ -261,13 +324,20 @@ async fn sweep_events(store: Store) -> &'static str {
         let (_, events) = store.list("events", None, None, usize::MAX);
         for stored in events {
             let event = stored.value();
-            let last = ["/series/lastObservedTime", "/lastTimestamp", "/eventTime", "/metadata/creationTimestamp"]
-                .iter()
-                .filter_map(|pointer| object::parse_time(object::text(&event, pointer)))
-                .max();
+            let last = [
+                "/series/lastObservedTime",
+                "/lastTimestamp",
+                "/eventTime",
+                "/metadata/creationTimestamp",
+            ]
+            .iter()
+            .filter_map(|pointer| object::parse_time(object::text(&event, pointer)))
+            .max();
             if last.is_some_and(|last| last < old) {
                 // One that was just touched again stays.
-                let _ = store.delete(stored.key.clone(), Expect::Version(stored.resource_version), None).await;
+                let _ = store
+                    .delete(stored.key.clone(), Expect::Version(stored.resource_version), None)
+                    .await;
             }
         }
     }
@@ -275,7 +345,9 @@ async fn sweep_events(store: Store) -> &'static str {
 
 impl std::fmt::Debug for Server {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Server").field("address", &self.address).finish_non_exhaustive()
+        f.debug_struct("Server")
+            .field("address", &self.address)
+            .finish_non_exhaustive()
     }
 }
 
@@ -295,7 +367,11 @@ impl Server {
     /// # Errors
     /// When the certificate cannot be made.
     pub fn kubeconfig(&self, user: &str, groups: &[&str]) -> Result<String, BuildError> {
-        let host = if self.address.ip().is_unspecified() { "127.0.0.1".into() } else { self.address.ip().to_string() };
+        let host = if self.address.ip().is_unspecified() {
+            "127.0.0.1".into()
+        } else {
+            self.address.ip().to_string()
+        };
         let url = format!("https://{host}:{}", self.address.port());
         Ok(self.pki.kubeconfig(&url, user, groups)?)
     }

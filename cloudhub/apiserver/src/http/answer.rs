@@ -48,7 +48,10 @@ impl Accept {
                 "only the following media types are accepted: application/json",
             ));
         }
-        Ok(Self { shape: Shape::Full, aggregated: false })
+        Ok(Self {
+            shape: Shape::Full,
+            aggregated: false,
+        })
     }
 }
 
@@ -66,12 +69,20 @@ fn clause_of(clause: &str) -> Option<Accept> {
             _ => {}
         }
     }
-    let plain = |shape| Some(Accept { shape, aggregated: false });
+    let plain = |shape| {
+        Some(Accept {
+            shape,
+            aggregated: false,
+        })
+    };
     match (kind, group, version) {
         ("", _, _) => plain(Shape::Full),
         ("Table", "meta.k8s.io", "v1") => plain(Shape::Table),
         ("PartialObjectMetadata" | "PartialObjectMetadataList", "meta.k8s.io", "v1") => plain(Shape::Metadata),
-        ("APIGroupDiscoveryList", "apidiscovery.k8s.io", "v2") => Some(Accept { shape: Shape::Full, aggregated: true }),
+        ("APIGroupDiscoveryList", "apidiscovery.k8s.io", "v2") => Some(Accept {
+            shape: Shape::Full,
+            aggregated: true,
+        }),
         _ => None,
     }
 }
@@ -86,7 +97,9 @@ pub(crate) fn bytes(code: u16, body: impl Into<Bytes>) -> Response<Body> {
     let mut response = Response::new(full(body));
     *response.status_mut() = StatusCode::from_u16(code).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
     response.headers_mut().insert(header::CONTENT_TYPE, super::JSON);
-    response.headers_mut().insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache, private"));
+    response
+        .headers_mut()
+        .insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache, private"));
     response
 }
 
@@ -98,7 +111,10 @@ pub(crate) fn json(code: u16, value: &Value) -> Response<Body> {
 /// Text.
 pub(super) fn text(body: impl Into<Bytes>) -> Response<Body> {
     let mut response = bytes(200, body);
-    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
+    response.headers_mut().insert(
+        header::CONTENT_TYPE,
+        HeaderValue::from_static("text/plain; charset=utf-8"),
+    );
     response
 }
 
@@ -107,7 +123,9 @@ pub(crate) fn refusal(status: &Status) -> Response<Body> {
     let mut response = json(status.code, &status.to_json());
     let retry = status.details.as_ref().map_or(0, |d| d.retry_after_seconds);
     if retry > 0 {
-        response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(retry));
+        response
+            .headers_mut()
+            .insert(header::RETRY_AFTER, HeaderValue::from(retry));
     }
     response
 }
@@ -143,8 +161,17 @@ mod tests {
         assert_eq!(table.shape, Shape::Table);
         let old = parse("application/json;as=Table;v=v1beta1;g=meta.k8s.io,application/json").unwrap();
         assert_eq!(old.shape, Shape::Full);
-        assert_eq!(parse("application/vnd.kubernetes.protobuf,application/json").unwrap().shape, Shape::Full);
+        assert_eq!(
+            parse("application/vnd.kubernetes.protobuf,application/json")
+                .unwrap()
+                .shape,
+            Shape::Full
+        );
         assert_eq!(parse("application/vnd.kubernetes.protobuf").unwrap_err().code, 406);
-        assert!(parse("application/json;g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList").unwrap().aggregated);
+        assert!(
+            parse("application/json;g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList")
+                .unwrap()
+                .aggregated
+        );
     }
 }

@@ -12,7 +12,16 @@ use crate::status::Status;
 
 const AGGREGATED: HeaderValue =
     HeaderValue::from_static("application/json;g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList");
-const VERBS: &[&str] = &["create", "delete", "deletecollection", "get", "list", "patch", "update", "watch"];
+const VERBS: &[&str] = &[
+    "create",
+    "delete",
+    "deletecollection",
+    "get",
+    "list",
+    "patch",
+    "update",
+    "watch",
+];
 
 /// Answers a path that is no resource.
 pub(super) fn answer(call: &Call, path: &str) -> Result<Response<Body>, Status> {
@@ -28,13 +37,22 @@ pub(super) fn answer(call: &Call, path: &str) -> Result<Response<Body>, Status> 
         "/version" => Ok(answer::json(200, &call.shared.version)),
         "/api" if call.accept.aggregated => Ok(aggregated(&[""])),
         "/apis" if call.accept.aggregated => Ok(aggregated(&groups())),
-        "/api" => Ok(answer::json(200, &json!({"kind": "APIVersions", "versions": ["v1"], "serverAddressByClientCIDRs": []}))),
+        "/api" => Ok(answer::json(
+            200,
+            &json!({"kind": "APIVersions", "versions": ["v1"], "serverAddressByClientCIDRs": []}),
+        )),
         "/apis" => {
             let groups: Vec<Value> = groups().iter().map(|g| group(g)).collect();
-            Ok(answer::json(200, &json!({"kind": "APIGroupList", "apiVersion": "v1", "groups": groups})))
+            Ok(answer::json(
+                200,
+                &json!({"kind": "APIGroupList", "apiVersion": "v1", "groups": groups}),
+            ))
         }
         "/openapi/v3" => Ok(answer::json(200, &schema::openapi_index())),
-        "/.well-known/openid-configuration" => Ok(answer::json(200, &call.shared.auth.openid_configuration(&call.shared.address.to_string()))),
+        "/.well-known/openid-configuration" => Ok(answer::json(
+            200,
+            &call.shared.auth.openid_configuration(&call.shared.address.to_string()),
+        )),
         "/openid/v1/jwks" => Ok(answer::json(200, &call.shared.auth.jwks())),
         _ => document(trimmed),
     }
@@ -46,17 +64,25 @@ fn health(path: &str, call: &Call) -> Option<Response<Body>> {
         return None;
     }
     let verbose = call.query.flag("verbose");
-    Some(answer::text(if verbose { format!("[+]ping ok\n[+]store ok\n{base} check passed\n") } else { "ok".into() }))
+    Some(answer::text(if verbose {
+        format!("[+]ping ok\n[+]store ok\n{base} check passed\n")
+    } else {
+        "ok".into()
+    }))
 }
 
 fn document(path: &str) -> Result<Response<Body>, Status> {
     if let Some(version) = path.strip_prefix("/openapi/v3/") {
-        return schema::openapi_document(version).map(|d| answer::bytes(200, d)).ok_or_else(Status::no_such_path);
+        return schema::openapi_document(version)
+            .map(|d| answer::bytes(200, d))
+            .ok_or_else(Status::no_such_path);
     }
     let mut parts = path.split('/').skip(1);
     let (group_name, version) = match (parts.next(), parts.next(), parts.next(), parts.next()) {
         (Some("api"), Some(version), None, None) => ("", version),
-        (Some("apis"), Some(name), None, None) if groups().contains(&name) => return Ok(answer::json(200, &group(name))),
+        (Some("apis"), Some(name), None, None) if groups().contains(&name) => {
+            return Ok(answer::json(200, &group(name)));
+        }
         (Some("apis"), Some(name), Some(version), None) => (name, version),
         _ => return Err(Status::no_such_path()),
     };
@@ -70,9 +96,18 @@ fn document(path: &str) -> Result<Response<Body>, Status> {
 }
 
 fn paths() -> Vec<String> {
-    let mut paths: Vec<String> = ["/api", "/api/v1", "/apis", "/healthz", "/livez", "/openapi/v3", "/readyz", "/version"]
-        .map(str::to_owned)
-        .into();
+    let mut paths: Vec<String> = [
+        "/api",
+        "/api/v1",
+        "/apis",
+        "/healthz",
+        "/livez",
+        "/openapi/v3",
+        "/readyz",
+        "/version",
+    ]
+    .map(str::to_owned)
+    .into();
     for group in groups() {
         paths.push(format!("/apis/{group}"));
         paths.extend(versions(group).iter().map(|version| format!("/apis/{group}/{version}")));
@@ -84,7 +119,9 @@ fn paths() -> Vec<String> {
 /// Named groups in the order that the real server prefers them.
 fn groups() -> Vec<&'static str> {
     let mut found: Vec<&'static str> = Vec::new();
-    let named = kinds::rows().map(|r| r.group).chain(reviews::RESOURCES.iter().map(|v| v.group));
+    let named = kinds::rows()
+        .map(|r| r.group)
+        .chain(reviews::RESOURCES.iter().map(|v| v.group));
     for group in named.chain(["metrics.k8s.io"]) {
         if !group.is_empty() && !found.contains(&group) {
             found.push(group);
@@ -99,7 +136,12 @@ fn versions(group: &str) -> Vec<&'static str> {
     }
     let mut found: Vec<&'static str> = Vec::new();
     let rows = kinds::rows().filter(|r| r.group == group).map(|r| r.version);
-    for version in rows.chain(reviews::RESOURCES.iter().filter(|v| v.group == group).map(|v| v.version)) {
+    for version in rows.chain(
+        reviews::RESOURCES
+            .iter()
+            .filter(|v| v.group == group)
+            .map(|v| v.version),
+    ) {
         if !found.contains(&version) {
             found.push(version);
         }
@@ -108,7 +150,11 @@ fn versions(group: &str) -> Vec<&'static str> {
 }
 
 fn group_version(group: &str, version: &str) -> String {
-    if group.is_empty() { version.to_owned() } else { format!("{group}/{version}") }
+    if group.is_empty() {
+        version.to_owned()
+    } else {
+        format!("{group}/{version}")
+    }
 }
 
 fn group(name: &str) -> Value {
@@ -140,7 +186,10 @@ struct Subresource {
 fn all(group: &str, version: &str) -> Vec<Resource> {
     let rows = kinds::rows().filter(|r| r.group == group && r.version == version);
     let mut found: Vec<Resource> = rows.map(of_row).collect();
-    for kind in reviews::RESOURCES.iter().filter(|v| v.group == group && v.version == version) {
+    for kind in reviews::RESOURCES
+        .iter()
+        .filter(|v| v.group == group && v.version == version)
+    {
         found.push(Resource {
             plural: kind.plural,
             singular: kind.singular,
@@ -165,7 +214,16 @@ fn all(group: &str, version: &str) -> Vec<Resource> {
 
 fn plain(plural: &'static str, kind: &'static str, namespaced: bool, verbs: &'static [&'static str]) -> Resource {
     let singular = if plural == "bindings" { "binding" } else { "" };
-    Resource { plural, singular, kind, namespaced, short_names: &[], categories: &[], verbs, subresources: Vec::new() }
+    Resource {
+        plural,
+        singular,
+        kind,
+        namespaced,
+        short_names: &[],
+        categories: &[],
+        verbs,
+        subresources: Vec::new(),
+    }
 }
 
 fn of_row(row: &'static Row) -> Resource {
@@ -177,7 +235,11 @@ fn of_row(row: &'static Row) -> Resource {
         short_names: row.short_names,
         categories: row.categories,
         // The real server has no deletecollection of namespaces.
-        verbs: if row.plural == "namespaces" { &["create", "delete", "get", "list", "patch", "update", "watch"] } else { VERBS },
+        verbs: if row.plural == "namespaces" {
+            &["create", "delete", "get", "list", "patch", "update", "watch"]
+        } else {
+            VERBS
+        },
         subresources: subresources(row),
     }
 }
@@ -203,7 +265,11 @@ fn subresources(row: &'static Row) -> Vec<Subresource> {
             add("portforward", ("", "v1", "PodPortForwardOptions"), &["create", "get"]);
         }
         ("", "nodes") => {
-            add("proxy", ("", "v1", "NodeProxyOptions"), &["create", "delete", "get", "patch", "update"]);
+            add(
+                "proxy",
+                ("", "v1", "NodeProxyOptions"),
+                &["create", "delete", "get", "patch", "update"],
+            );
         }
         ("", "namespaces") => add("finalize", own, &["update"]),
         ("", "serviceaccounts") => add("token", ("authentication.k8s.io", "v1", "TokenRequest"), &["create"]),
@@ -217,7 +283,10 @@ fn resources(group: &str, version: &str) -> Vec<Value> {
     for resource in all(group, version) {
         let mut value = json!({"name": resource.plural, "singularName": resource.singular, "namespaced": resource.namespaced,
                                "kind": resource.kind, "verbs": resource.verbs});
-        for (field, names) in [("shortNames", resource.short_names), ("categories", resource.categories)] {
+        for (field, names) in [
+            ("shortNames", resource.short_names),
+            ("categories", resource.categories),
+        ] {
             if !names.is_empty() {
                 value[field] = json!(names);
             }
@@ -250,11 +319,18 @@ fn aggregated_group(group: &'static str) -> Value {
     let versions: Vec<Value> = versions
         .iter()
         .map(|version| {
-            let resources: Vec<Value> = all(group, version).iter().map(|r| aggregated_resource(r, group, version)).collect();
+            let resources: Vec<Value> = all(group, version)
+                .iter()
+                .map(|r| aggregated_resource(r, group, version))
+                .collect();
             json!({"version": version, "resources": resources, "freshness": "Current"})
         })
         .collect();
-    let metadata = if group.is_empty() { json!({"creationTimestamp": null}) } else { json!({"name": group, "creationTimestamp": null}) };
+    let metadata = if group.is_empty() {
+        json!({"creationTimestamp": null})
+    } else {
+        json!({"name": group, "creationTimestamp": null})
+    };
     json!({"metadata": metadata, "versions": versions})
 }
 
@@ -263,7 +339,10 @@ fn aggregated_resource(resource: &Resource, group: &str, version: &str) -> Value
     let mut value = json!({"resource": resource.plural,
                            "responseKind": {"group": group, "version": version, "kind": resource.kind},
                            "scope": scope, "singularResource": resource.singular, "verbs": resource.verbs});
-    for (field, names) in [("shortNames", resource.short_names), ("categories", resource.categories)] {
+    for (field, names) in [
+        ("shortNames", resource.short_names),
+        ("categories", resource.categories),
+    ] {
         if !names.is_empty() {
             value[field] = json!(names);
         }

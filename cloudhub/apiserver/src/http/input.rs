@@ -34,7 +34,9 @@ impl Query {
             };
             pairs.push((decoded(name)?, decoded(value)?));
             if pairs.len() > MAX_PARAMETERS {
-                return Err(Status::bad_request(format!("more than {MAX_PARAMETERS} query parameters")));
+                return Err(Status::bad_request(format!(
+                    "more than {MAX_PARAMETERS} query parameters"
+                )));
             }
         }
         Ok(Self { pairs })
@@ -42,7 +44,10 @@ impl Query {
 
     /// The first value of `name`, or "".
     pub(crate) fn get(&self, name: &str) -> &str {
-        self.pairs.iter().find(|(n, _)| n == name).map_or("", |(_, v)| v.as_str())
+        self.pairs
+            .iter()
+            .find(|(n, _)| n == name)
+            .map_or("", |(_, v)| v.as_str())
     }
 
     /// A boolean as Go reads it; a parameter without a value is true.
@@ -72,7 +77,9 @@ impl Query {
         match self.get("dryRun") {
             "" => Ok(false),
             "All" => Ok(true),
-            other => Err(Status::bad_request(format!("dryRun {other:?}: the only value is \"All\""))),
+            other => Err(Status::bad_request(format!(
+                "dryRun {other:?}: the only value is \"All\""
+            ))),
         }
     }
 
@@ -129,13 +136,22 @@ pub(super) fn percent_decode(text: &str) -> Option<String> {
 /// The whole body.
 pub(super) async fn body(request: Request<Incoming>) -> Result<Bytes, Status> {
     let too_large = || Status::too_large(format!("Request entity too large: limit is {MAX_BODY}"));
-    let told = request.headers().get(header::CONTENT_LENGTH).and_then(|v| v.to_str().ok()?.parse::<usize>().ok());
+    let told = request
+        .headers()
+        .get(header::CONTENT_LENGTH)
+        .and_then(|v| v.to_str().ok()?.parse::<usize>().ok());
     if told.is_some_and(|length| length > MAX_BODY) {
         return Err(too_large());
     }
     let read = Limited::new(request.into_body(), MAX_BODY).collect();
     let read = tokio::time::timeout(BODY_WITHIN, read).await;
-    let slow = |_| Status::new(408, "Timeout", format!("the body did not arrive within {} s", BODY_WITHIN.as_secs()));
+    let slow = |_| {
+        Status::new(
+            408,
+            "Timeout",
+            format!("the body did not arrive within {} s", BODY_WITHIN.as_secs()),
+        )
+    };
     match read.map_err(slow)? {
         Ok(body) => Ok(body.to_bytes()),
         Err(error) if error.is::<LengthLimitError>() => Err(too_large()),
@@ -145,7 +161,10 @@ pub(super) async fn body(request: Request<Incoming>) -> Result<Bytes, Status> {
 
 /// The media type of the body without parameters; "" where none is said.
 pub(super) fn content_type(headers: &HeaderMap) -> &str {
-    let text = headers.get(header::CONTENT_TYPE).and_then(|v| v.to_str().ok()).unwrap_or_default();
+    let text = headers
+        .get(header::CONTENT_TYPE)
+        .and_then(|v| v.to_str().ok())
+        .unwrap_or_default();
     text.split(';').next().unwrap_or_default().trim()
 }
 
@@ -177,6 +196,13 @@ mod tests {
         assert_eq!(query.pairs()[4].1, "b c");
         assert_eq!(Query::parse("a=%f").unwrap_err().code, 400);
         assert_eq!(Query::parse("a=%ff").unwrap_err().code, 400);
-        assert!(Query::parse("limit=x").unwrap().number("limit").unwrap_err().message.contains("limit"));
+        assert!(
+            Query::parse("limit=x")
+                .unwrap()
+                .number("limit")
+                .unwrap_err()
+                .message
+                .contains("limit")
+        );
     }
 }

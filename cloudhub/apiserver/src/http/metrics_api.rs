@@ -20,7 +20,9 @@ pub(super) async fn answer(call: &Call, place: &Place) -> Result<Response<Body>,
         metrics.nodes(&call.shared.kubelets, store, name, &labels).await?
     } else {
         let namespace = (!place.namespace.is_empty()).then_some(place.namespace.as_str());
-        metrics.pods(&call.shared.kubelets, store, (namespace, name), &labels).await?
+        metrics
+            .pods(&call.shared.kubelets, store, (namespace, name), &labels)
+            .await?
     };
     Ok(answer::json(200, &value))
 }

@@ -15,10 +15,10 @@ use super::route::Place;
 use super::{Call, watch};
 use crate::kinds::{self, Row};
 use crate::kubelet::Body;
+use crate::object;
 use crate::selector::{Fields, Labels};
 use crate::status::{Cause, Status};
 use crate::store::{Key, Stored};
-use crate::object;
 use crate::table::{self, IncludeObject, ListMeta};
 
 /// Which objects of a kind.
@@ -38,11 +38,20 @@ impl Scope {
         if !place.name.is_empty() {
             // A watch of one object by its path.
             let name = format!("metadata.name={}", place.name);
-            text = if text.is_empty() { name } else { format!("{text},{name}") };
+            text = if text.is_empty() {
+                name
+            } else {
+                format!("{text},{name}")
+            };
         }
         let fields = Fields::parse(&text, row)?;
         let namespace = (row.namespaced && !place.namespace.is_empty()).then(|| place.namespace.clone());
-        Ok(Self { row, namespace, labels, fields })
+        Ok(Self {
+            row,
+            namespace,
+            labels,
+            fields,
+        })
     }
 
     pub(super) fn has(&self, stored: &Stored) -> bool {
@@ -79,7 +88,11 @@ pub(super) fn answer(call: &Call, place: &Place) -> Result<Response<Body>, Statu
     if place.name.is_empty() {
         return list(call, place);
     }
-    let key = Key::new(row.storage, if row.namespaced { &place.namespace } else { "" }, &place.name);
+    let key = Key::new(
+        row.storage,
+        if row.namespaced { &place.namespace } else { "" },
+        &place.name,
+    );
     let stored = call.shared.registry.store().get(&key);
     let stored = stored.ok_or_else(|| Status::not_found(row.group, row.plural, &place.name))?;
     one(call, row, 200, &stored)
@@ -101,7 +114,10 @@ pub(super) fn value(call: &Call, row: &'static Row, code: u16, object: Value) ->
         Shape::Metadata => answer::json(code, &answer::metadata_of(&object)),
         Shape::Table => {
             let resource_version = object::text(&object, "/metadata/resourceVersion").to_owned();
-            let meta = ListMeta { resource_version, ..ListMeta::default() };
+            let meta = ListMeta {
+                resource_version,
+                ..ListMeta::default()
+            };
             let include = IncludeObject::parse(call.query.get("includeObject"))?;
             answer::json(code, &table::render(row, &meta, [object], include, true))
         }
@@ -110,7 +126,9 @@ pub(super) fn value(call: &Call, row: &'static Row, code: u16, object: Value) ->
 
 /// Whether objects are stored in this row's version.
 pub(super) fn is_stored_version(row: &Row) -> bool {
-    kinds::rows().find(|r| r.storage == row.storage).is_some_and(|first| first.group == row.group)
+    kinds::rows()
+        .find(|r| r.storage == row.storage)
+        .is_some_and(|first| first.group == row.group)
 }
 
 /// An object in the row's version.
@@ -132,13 +150,24 @@ struct Page {
 
 fn page(call: &Call, scope: &Scope) -> Result<Page, Status> {
     let store = call.shared.registry.store();
-    let limit = call.query.number("limit")?.filter(|limit| *limit > 0).and_then(|limit| usize::try_from(limit).ok());
+    let limit = call
+        .query
+        .number("limit")?
+        .filter(|limit| *limit > 0)
+        .and_then(|limit| usize::try_from(limit).ok());
     let from = match call.query.get("continue") {
         "" => None,
         text => Some(Continue::parse(text)?),
     };
-    let after = from.as_ref().map(|from| Key::new(scope.row.storage, &from.namespace, &from.name));
-    let (now, objects) = store.list(scope.row.storage, scope.namespace.as_deref(), after.as_ref(), usize::MAX);
+    let after = from
+        .as_ref()
+        .map(|from| Key::new(scope.row.storage, &from.namespace, &from.name));
+    let (now, objects) = store.list(
+        scope.row.storage,
+        scope.namespace.as_deref(),
+        after.as_ref(),
+        usize::MAX,
+    );
     let version = from.map_or(now, |from| from.version);
     if from_the_future(&call.query, now)? {
         return Err(too_new(call.query.get("resourceVersion"), now));
@@ -154,9 +183,18 @@ fn page(call: &Call, scope: &Scope) -> Result<Page, Status> {
         remaining = (!filtered).then_some(found.len() - limit);
         found.truncate(limit);
         let last = found.last().map(|stored| &stored.key);
-        next = last.map(|key| Continue { version, namespace: key.namespace.clone(), name: key.name.clone() });
+        next = last.map(|key| Continue {
+            version,
+            namespace: key.namespace.clone(),
+            name: key.name.clone(),
+        });
     }
-    Ok(Page { version, objects: found, next, remaining })
+    Ok(Page {
+        version,
+        objects: found,
+        next,
+        remaining,
+    })
 }
 
 /// Whether the client has seen a later version than there is: it came from another store.
@@ -198,11 +236,19 @@ fn list(call: &Call, place: &Place) -> Result<Response<Body>, Status> {
     match call.accept.shape {
         Shape::Full if is_stored_version(row) => Ok(answer::bytes(200, full(row, &meta.to_json(), &page))),
         Shape::Full => {
-            let items = page.objects.iter().map(|stored| item(in_version(row, stored.value()))).collect();
+            let items = page
+                .objects
+                .iter()
+                .map(|stored| item(in_version(row, stored.value())))
+                .collect();
             list(&format!("{}List", row.kind), row.api_version(), items)
         }
         Shape::Metadata => {
-            let items = page.objects.iter().map(|stored| answer::metadata_of(&stored.value())).collect();
+            let items = page
+                .objects
+                .iter()
+                .map(|stored| answer::metadata_of(&stored.value()))
+                .collect();
             list("PartialObjectMetadataList", "meta.k8s.io/v1".into(), items)
         }
         Shape::Table => {

@@ -66,7 +66,11 @@ pub(super) fn parse(path: &str) -> Result<Route, Status> {
 
 fn resource(group: String, version: String, parts: &[String]) -> Result<Route, Status> {
     let in_namespace = parts[0] == "namespaces" && parts.len() > 2 && !is_namespace_subresource(&group, parts);
-    let (namespace, parts) = if in_namespace { (parts[1].clone(), &parts[2..]) } else { (String::new(), parts) };
+    let (namespace, parts) = if in_namespace {
+        (parts[1].clone(), &parts[2..])
+    } else {
+        (String::new(), parts)
+    };
     let at = |index: usize| parts.get(index).cloned().unwrap_or_default();
     let mut place = Place {
         row: kinds::row(&group, &version, &parts[0]),
@@ -91,7 +95,10 @@ fn resource(group: String, version: String, parts: &[String]) -> Result<Route, S
         }
         return Ok(Route::Resource(place));
     }
-    if place.group == "metrics.k8s.io" && place.version == "v1beta1" && matches!(place.plural.as_str(), "nodes" | "pods") {
+    if place.group == "metrics.k8s.io"
+        && place.version == "v1beta1"
+        && matches!(place.plural.as_str(), "nodes" | "pods")
+    {
         return Ok(Route::Metrics(place));
     }
     let virtuals = reviews::RESOURCES.iter();
@@ -122,7 +129,11 @@ impl Route {
         let place = match self {
             Self::Path(path) => {
                 let verb = method.as_str().to_lowercase();
-                return Ok(Attributes { verb, path: path.clone(), ..Attributes::default() });
+                return Ok(Attributes {
+                    verb,
+                    path: path.clone(),
+                    ..Attributes::default()
+                });
             }
             Self::Resource(place) | Self::Virtual(place, _) | Self::Metrics(place) => place,
         };

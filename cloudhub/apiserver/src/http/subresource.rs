@@ -35,7 +35,10 @@ pub(super) async fn answer(call: Call, place: Place, request: Request<Incoming>)
         ("serviceaccounts", "token") => token(&call, &place, request).await,
         ("pods", "log" | "exec" | "attach" | "portforward") => {
             let pod = find(&call, &place)?.value();
-            call.shared.kubelets.pod(&pod, &place.subresource, call.query.pairs(), request).await
+            call.shared
+                .kubelets
+                .pod(&pod, &place.subresource, call.query.pairs(), request)
+                .await
         }
         ("nodes", "proxy") => {
             let query = request.uri().query().map(|q| format!("?{q}")).unwrap_or_default();
@@ -49,7 +52,11 @@ pub(super) async fn answer(call: Call, place: Place, request: Request<Incoming>)
 fn find(call: &Call, place: &Place) -> Result<std::sync::Arc<Stored>, Status> {
     let row = place.row()?;
     let namespace = if row.namespaced { place.namespace.as_str() } else { "" };
-    let stored = call.shared.registry.store().get(&Key::new(row.storage, namespace, &place.name));
+    let stored = call
+        .shared
+        .registry
+        .store()
+        .get(&Key::new(row.storage, namespace, &place.name));
     stored.ok_or_else(|| Status::not_found(row.group, row.plural, &place.name))
 }
 
@@ -65,11 +72,14 @@ async fn own(call: &Call, place: &Place, part: Part, request: Request<Incoming>)
 async fn scale(call: &Call, place: &Place, request: Request<Incoming>) -> Result<Response<Body>, Status> {
     let row = place.row()?;
     if call.method == Method::GET {
-        return Ok(answer::json(200, &workloads::read_scale(row, &find(call, place)?.value())));
+        return Ok(answer::json(
+            200,
+            &workloads::read_scale(row, &find(call, place)?.value()),
+        ));
     }
     let target = write::target(call, place)?;
     let validation = call.query.validation()?;
-    let make: Box<dyn Fn(&Value) -> Result<Value, Status> + Send> = match call.method {
+    let make: Box<dyn Fn(&Value) -> Result<Value, Status> + Send + Sync> = match call.method {
         Method::PUT => {
             input::only_json(&call.headers)?;
             let body = input::body(request).await?;
@@ -140,7 +150,10 @@ async fn bind(call: &Call, place: &Place, request: Request<Incoming>) -> Result<
     let changed = call.shared.registry.change(&target, Part::Computed, |current| {
         let mut pod = without_version(current);
         if !uid.is_empty() && uid != object::uid(current) {
-            let why = format!("Precondition failed: UID in precondition: {uid}, UID in object meta: {}", object::uid(current));
+            let why = format!(
+                "Precondition failed: UID in precondition: {uid}, UID in object meta: {}",
+                object::uid(current)
+            );
             return Err(Status::conflict("", "pods/binding", object::name(current), &why));
         }
         pods::bind(&mut pod, &binding)?;
@@ -191,7 +204,11 @@ async fn ephemeral(call: &Call, place: &Place, request: Request<Incoming>) -> Re
         pods::prepare_ephemeral(&mut pod, current);
         let mut errors = Errors::default();
         pods::validate_ephemeral(&pod, current, &mut errors);
-        if errors.is_empty() { Ok(pod) } else { Err(Status::invalid("", "Pod", object::name(current), errors)) }
+        if errors.is_empty() {
+            Ok(pod)
+        } else {
+            Err(Status::invalid("", "Pod", object::name(current), errors))
+        }
     });
     let written = changed.await?;
     read::value(call, row, 200, written.object)
@@ -203,8 +220,16 @@ async fn token(call: &Call, place: &Place, request: Request<Incoming>) -> Result
     }
     input::only_json(&call.headers)?;
     let body = input::body(request).await?;
-    let (wanted, _) = write::decode_as("authentication.k8s.io/v1", "TokenRequest", &body, call.query.validation()?)?;
-    let given = call.shared.auth.request_token(&call.identity, &place.namespace, &place.name, wanted)?;
+    let (wanted, _) = write::decode_as(
+        "authentication.k8s.io/v1",
+        "TokenRequest",
+        &body,
+        call.query.validation()?,
+    )?;
+    let given = call
+        .shared
+        .auth
+        .request_token(&call.identity, &place.namespace, &place.name, wanted)?;
     Ok(answer::json(201, &given))
 }
 
@@ -217,16 +242,26 @@ async fn evict(call: &Call, place: &Place, request: Request<Incoming>) -> Result
     let body = input::body(request).await?;
     let version = match schema::identity(&body)?.0.as_str() {
         "" | "policy/v1" => "policy/v1",
-        other => return Err(Status::bad_request(format!("no kind \"Eviction\" is registered for version {other:?}"))),
+        other => {
+            return Err(Status::bad_request(format!(
+                "no kind \"Eviction\" is registered for version {other:?}"
+            )));
+        }
     };
     let (eviction, _) = write::decode_as(version, "Eviction", &body, call.query.validation()?)?;
     let mut target = write::target(call, place)?;
-    let dry = object::items(&eviction, "/deleteOptions/dryRun").iter().any(|v| v == "All");
+    let dry = object::items(&eviction, "/deleteOptions/dryRun")
+        .iter()
+        .any(|v| v == "All");
     target.dry_run |= dry;
     let pod = find(call, place)?.value();
     let mut options = DeleteOptions::parse(eviction.get("deleteOptions").unwrap_or(&json!({})))?;
     let registry = &call.shared.registry;
-    let budget = if policy::skips_budgets(&pod) { None } else { budget_of(registry, &target, &pod)? };
+    let budget = if policy::skips_budgets(&pod) {
+        None
+    } else {
+        budget_of(registry, &target, &pod)?
+    };
     if let Some(budget) = &budget
         && spend(registry, &target, budget, &pod).await? == Spent::Uncounted
     {
@@ -247,10 +282,19 @@ fn budgets_row() -> Result<&'static Row, Status> {
 
 /// The one budget that is about the pod.
 fn budget_of(registry: &Registry, target: &Target<'_>, pod: &Value) -> Result<Option<Value>, Status> {
-    let (_, budgets) = registry.store().list(budgets_row()?.storage, Some(target.namespace), None, usize::MAX);
-    let mut covering = budgets.iter().map(|stored| stored.value()).filter(|budget| policy::covers(budget, pod));
+    let (_, budgets) = registry
+        .store()
+        .list(budgets_row()?.storage, Some(target.namespace), None, usize::MAX);
+    let mut covering = budgets
+        .iter()
+        .map(|stored| stored.value())
+        .filter(|budget| policy::covers(budget, pod));
     let first = covering.next();
-    if covering.next().is_some() { Err(policy::too_many_budgets()) } else { Ok(first) }
+    if covering.next().is_some() {
+        Err(policy::too_many_budgets())
+    } else {
+        Ok(first)
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -264,7 +308,12 @@ enum Spent {
 /// Takes one disruption from the budget, where the pod's end is one.
 async fn spend(registry: &Registry, target: &Target<'_>, budget: &Value, pod: &Value) -> Result<Spent, Status> {
     let row = budgets_row()?;
-    let target = Target { row, name: object::name(budget), subresource: "status", ..target.clone() };
+    let target = Target {
+        row,
+        name: object::name(budget),
+        subresource: "status",
+        ..target.clone()
+    };
     let mut spent = Spent::Counted;
     let change = |current: &Value| match policy::may_evict(current, pod) {
         Eviction::Counted(counted) => {

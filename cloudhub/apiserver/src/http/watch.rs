@@ -66,7 +66,9 @@ pub(super) fn answer(call: &Call, scope: Scope) -> Result<Response<Body>, Status
     };
     let mut response = Response::new(body);
     response.headers_mut().insert(header::CONTENT_TYPE, super::JSON);
-    response.headers_mut().insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache, private"));
+    response
+        .headers_mut()
+        .insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache, private"));
     Ok(response)
 }
 
@@ -81,7 +83,9 @@ fn begin(call: &Call, scope: Scope) -> Result<Result<Following, Status>, Status>
     let initial_events = wants_initial(query)?;
     let asked = match query.get("resourceVersion") {
         "" => 0,
-        text => text.parse().map_err(|_| Status::bad_request(format!("resourceVersion {text:?}: must be a whole number")))?,
+        text => text
+            .parse()
+            .map_err(|_| Status::bad_request(format!("resourceVersion {text:?}: must be a whole number")))?,
     };
     let namespace = scope.namespace.as_deref();
     let storage = scope.row.storage;
@@ -98,9 +102,14 @@ fn begin(call: &Call, scope: Scope) -> Result<Result<Following, Status>, Status>
         from = now;
     }
     let Some(watch) = store.watch(storage, namespace, from) else {
-        return Ok(Err(Status::expired(format!("too old resource version: {asked} ({now})"))));
+        return Ok(Err(Status::expired(format!(
+            "too old resource version: {asked} ({now})"
+        ))));
     };
-    let seconds = query.number("timeoutSeconds")?.filter(|s| *s > 0).map(Duration::from_secs);
+    let seconds = query
+        .number("timeoutSeconds")?
+        .filter(|s| *s > 0)
+        .map(Duration::from_secs);
     let start = Instant::now();
     Ok(Ok(Following {
         scope,
@@ -126,7 +135,9 @@ fn wants_initial(query: &Query) -> Result<Option<bool>, Status> {
         return Ok(None);
     }
     if query.get("resourceVersionMatch") != "NotOlderThan" {
-        return Err(Status::bad_request("sendInitialEvents requires setting resourceVersionMatch to NotOlderThan"));
+        return Err(Status::bad_request(
+            "sendInitialEvents requires setting resourceVersionMatch to NotOlderThan",
+        ));
     }
     Ok(Some(query.flag("sendInitialEvents")))
 }
@@ -221,7 +232,10 @@ impl Following {
             Shape::Full => object,
             Shape::Metadata => answer::metadata_of(&object),
             Shape::Table => {
-                let meta = ListMeta { resource_version: version.to_string(), ..ListMeta::default() };
+                let meta = ListMeta {
+                    resource_version: version.to_string(),
+                    ..ListMeta::default()
+                };
                 let first = !std::mem::replace(&mut self.columns_said, true);
                 table::render(self.scope.row, &meta, [object], self.look.include, first)
             }

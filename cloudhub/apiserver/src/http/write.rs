@@ -108,7 +108,11 @@ async fn put(call: &Call, target: &Target<'_>, part: Part, request: Request<Inco
     input::only_json(&call.headers)?;
     let body = input::body(request).await?;
     let (object, mut warnings) = decode(target.row, &body, call.query.validation()?)?;
-    let mut written = call.shared.registry.change(target, part, |_| Ok(object.clone())).await?;
+    let mut written = call
+        .shared
+        .registry
+        .change(target, part, |_| Ok(object.clone()))
+        .await?;
     warnings.append(&mut written.warnings);
     Ok(Written { warnings, ..written })
 }
@@ -153,7 +157,9 @@ async fn patch(call: &Call, target: &Target<'_>, part: Part, request: Request<In
 /// The current object's resourceVersion is in the patched one; only one that the patch itself names is a precondition.
 fn keep_version(patch: &Value, kind: PatchType, object: &mut Value) {
     let named = match kind {
-        PatchType::Json => object::items(patch, "").iter().any(|op| op["path"] == "/metadata/resourceVersion"),
+        PatchType::Json => object::items(patch, "")
+            .iter()
+            .any(|op| op["path"] == "/metadata/resourceVersion"),
         _ => patch.pointer("/metadata/resourceVersion").is_some_and(|v| !v.is_null()),
     };
     if !named {
@@ -164,7 +170,11 @@ fn keep_version(patch: &Value, kind: PatchType, object: &mut Value) {
 async fn delete_options(call: &Call, request: Request<Incoming>) -> Result<(DeleteOptions, bool), Status> {
     input::only_json(&call.headers)?;
     let body = input::body(request).await?;
-    let mut body = if body.is_empty() { json!({}) } else { input::json(&body)? };
+    let mut body = if body.is_empty() {
+        json!({})
+    } else {
+        input::json(&body)?
+    };
     if !body.is_object() {
         return Err(Status::bad_request("the body is no DeleteOptions"));
     }
@@ -177,7 +187,9 @@ async fn delete_options(call: &Call, request: Request<Incoming>) -> Result<(Dele
     if let Some(seconds) = call.query.number("gracePeriodSeconds")? {
         body["gracePeriodSeconds"] = seconds.into();
     }
-    let dry = body["dryRun"].as_array().is_some_and(|all| all.iter().any(|v| v == "All"));
+    let dry = body["dryRun"]
+        .as_array()
+        .is_some_and(|all| all.iter().any(|v| v == "All"));
     Ok((DeleteOptions::parse(&body)?, dry))
 }
 
@@ -192,8 +204,10 @@ async fn delete(call: &Call, place: &Place, request: Request<Incoming>) -> Resul
     if gives_object {
         return read::value(call, row, 200, deleted.object);
     }
-    let details = json!({"name": target.name, "group": row.group, "kind": row.plural, "uid": object::uid(&deleted.object)});
-    let mut status = json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success", "details": details});
+    let details =
+        json!({"name": target.name, "group": row.group, "kind": row.plural, "uid": object::uid(&deleted.object)});
+    let mut status =
+        json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success", "details": details});
     if row.group.is_empty()
         && let Some(details) = status["details"].as_object_mut()
     {

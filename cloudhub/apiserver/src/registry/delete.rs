@@ -37,7 +37,8 @@ impl DeleteOptions {
             Value::Null => {}
             grace => {
                 let seconds = grace.as_i64().filter(|s| *s >= 0);
-                let fault = || Status::bad_request(format!("gracePeriodSeconds {grace}: must be a whole number, 0 or more"));
+                let fault =
+                    || Status::bad_request(format!("gracePeriodSeconds {grace}: must be a whole number, 0 or more"));
                 options.grace = Some(seconds.ok_or_else(fault)?);
             }
         }
@@ -45,7 +46,10 @@ impl DeleteOptions {
         if body["orphanDependents"] == true {
             ORPHAN_POLICY.clone_into(&mut options.propagation);
         }
-        if !matches!(options.propagation.as_str(), "" | ORPHAN_POLICY | "Background" | "Foreground") {
+        if !matches!(
+            options.propagation.as_str(),
+            "" | ORPHAN_POLICY | "Background" | "Foreground"
+        ) {
             return Err(Status::bad_request(format!(
                 "propagationPolicy {:?}: must be Orphan, Background or Foreground",
                 options.propagation
@@ -71,12 +75,16 @@ pub struct Deleted {
 
 /// Whether an object whose deletion has begun has nothing left to wait for.
 pub(super) fn is_over(row: &Row, object: &Value) -> bool {
-    let grace = object.pointer("/metadata/deletionGracePeriodSeconds").and_then(Value::as_i64).unwrap_or_default();
+    let grace = object
+        .pointer("/metadata/deletionGracePeriodSeconds")
+        .and_then(Value::as_i64)
+        .unwrap_or_default();
     object::is_deleting(object) && grace == 0 && !is_held(row, object)
 }
 
 fn is_held(row: &Row, object: &Value) -> bool {
-    metadata::finalizers(object).next().is_some() || (row.plural == "namespaces" && !crate::kinds::core::namespace_may_go(object))
+    metadata::finalizers(object).next().is_some()
+        || (row.plural == "namespaces" && !crate::kinds::core::namespace_may_go(object))
 }
 
 impl Registry {
@@ -105,7 +113,12 @@ impl Registry {
                 self.store.put(target.key(), expect, object).await
             };
             match written {
-                Ok(stored) => return Ok(Deleted { object: stored.value(), gone }),
+                Ok(stored) => {
+                    return Ok(Deleted {
+                        object: stored.value(),
+                        gone,
+                    });
+                }
                 Err(WriteError::Conflict) => {}
                 Err(error) => return Err(unavailable(&error)),
             }
@@ -122,7 +135,9 @@ fn check(target: &Target<'_>, options: &DeleteOptions, current: &Value) -> Resul
     }
     let is = object::text(current, "/metadata/resourceVersion");
     if let Some(version) = options.resource_version.as_ref().filter(|version| *version != is) {
-        let why = format!("Precondition failed: ResourceVersion in precondition: {version}, ResourceVersion in object meta: {is}");
+        let why = format!(
+            "Precondition failed: ResourceVersion in precondition: {version}, ResourceVersion in object meta: {is}"
+        );
         return Err(target.conflict(&why));
     }
     Ok(())
@@ -133,17 +148,30 @@ fn plan(row: &Row, options: &DeleteOptions, current: &Value) -> Value {
     let mut object = current.clone();
     propagate(&mut object, &options.propagation);
     let grace = row.strategy.grace(current, options.grace).unwrap_or(0).max(0);
-    let waits = current.pointer("/metadata/deletionGracePeriodSeconds").and_then(Value::as_i64).unwrap_or_default();
+    let waits = current
+        .pointer("/metadata/deletionGracePeriodSeconds")
+        .and_then(Value::as_i64)
+        .unwrap_or_default();
     let began = object::is_deleting(current);
     if !began || grace < waits {
         let metadata = object::metadata(&mut object);
-        let begun = if began { object::parse_time(object::text(current, "/metadata/deletionTimestamp")) } else { None };
+        let begun = if began {
+            object::parse_time(object::text(current, "/metadata/deletionTimestamp"))
+        } else {
+            None
+        };
         let from = begun.map_or_else(object::now, |end| end - Duration::seconds(waits));
-        metadata.insert("deletionTimestamp".into(), object::timestamp(from + Duration::seconds(grace)).into());
+        metadata.insert(
+            "deletionTimestamp".into(),
+            object::timestamp(from + Duration::seconds(grace)).into(),
+        );
         metadata.insert("deletionGracePeriodSeconds".into(), grace.into());
     }
     if !began && row.generation {
-        let generation = current.pointer("/metadata/generation").and_then(Value::as_i64).unwrap_or_default();
+        let generation = current
+            .pointer("/metadata/generation")
+            .and_then(Value::as_i64)
+            .unwrap_or_default();
         object::metadata(&mut object).insert("generation".into(), (generation + 1).into());
     }
     if row.plural == "namespaces" {
@@ -157,8 +185,10 @@ fn propagate(object: &mut Value, policy: &str) {
     if policy.is_empty() {
         return;
     }
-    let mut wanted: Vec<Value> =
-        metadata::finalizers(object).filter(|f| *f != ORPHAN && *f != FOREGROUND).map(|f| json!(f)).collect();
+    let mut wanted: Vec<Value> = metadata::finalizers(object)
+        .filter(|f| *f != ORPHAN && *f != FOREGROUND)
+        .map(|f| json!(f))
+        .collect();
     match policy {
         ORPHAN_POLICY => wanted.push(json!(ORPHAN)),
         "Foreground" => wanted.push(json!(FOREGROUND)),
@@ -174,6 +204,9 @@ fn propagate(object: &mut Value, policy: &str) {
 
 impl From<Deleted> for Written {
     fn from(deleted: Deleted) -> Self {
-        Self { object: deleted.object, warnings: Vec::new() }
+        Self {
+            object: deleted.object,
+            warnings: Vec::new(),
+        }
     }
 }

@@ -31,12 +31,16 @@ pub(super) fn name(target: &Target<'_>, object: &mut Value) -> Result<(), Status
         ));
     }
     if !object::text(object, "/metadata/resourceVersion").is_empty() {
-        return Err(Status::bad_request("resourceVersion should not be set on objects to be created"));
+        return Err(Status::bad_request(
+            "resourceVersion should not be set on objects to be created",
+        ));
     }
     let prefix = object::text(object, "/metadata/generateName").to_owned();
     if object::name(object).is_empty() && !prefix.is_empty() {
         let base: String = prefix.chars().take(MAX_GENERATED).collect();
-        let suffix: String = (0..SUFFIX).map(|_| char::from(LETTERS[rand::random_range(0..LETTERS.len())])).collect();
+        let suffix: String = (0..SUFFIX)
+            .map(|_| char::from(LETTERS[rand::random_range(0..LETTERS.len())]))
+            .collect();
         object::metadata(object).insert("name".into(), format!("{base}{suffix}").into());
     }
     Ok(())
@@ -45,7 +49,13 @@ pub(super) fn name(target: &Target<'_>, object: &mut Value) -> Result<(), Status
 /// What a client may not say of a new object.
 pub(super) fn fresh(target: &Target<'_>, object: &mut Value) {
     let metadata = object::metadata(object);
-    for field in ["deletionTimestamp", "deletionGracePeriodSeconds", "selfLink", "managedFields", "generation"] {
+    for field in [
+        "deletionTimestamp",
+        "deletionGracePeriodSeconds",
+        "selfLink",
+        "managedFields",
+        "generation",
+    ] {
         metadata.shift_remove(field);
     }
     stamp(target.row, object);
@@ -66,12 +76,17 @@ pub(super) fn stamp(row: &Row, object: &mut Value) {
 
 /// The version that objects of this storage are kept in: that of the first row which has it.
 fn storage_version(row: &Row) -> String {
-    crate::kinds::rows().find(|r| r.storage == row.storage).unwrap_or(row).api_version()
+    crate::kinds::rows()
+        .find(|r| r.storage == row.storage)
+        .unwrap_or(row)
+        .api_version()
 }
 
 /// `kind`, `apiVersion`, `metadata` first, as the real server prints them: lists drop the first two by cutting them off.
 pub(super) fn in_order(object: Value) -> Value {
-    let Value::Object(mut fields) = object else { return object };
+    let Value::Object(mut fields) = object else {
+        return object;
+    };
     let mut ordered = Map::new();
     for field in ["kind", "apiVersion", "metadata"] {
         if let Some(value) = fields.shift_remove(field) {
@@ -99,7 +114,9 @@ pub(super) fn precondition(target: &Target<'_>, object: &Value, current: &Value,
     }
     let (uid, is) = (object::uid(object), object::uid(current));
     if !uid.is_empty() && uid != is {
-        return Err(target.conflict(&format!("Precondition failed: UID in precondition: {uid}, UID in object meta: {is}")));
+        return Err(target.conflict(&format!(
+            "Precondition failed: UID in precondition: {uid}, UID in object meta: {is}"
+        )));
     }
     let wanted = object::text(object, "/metadata/resourceVersion");
     if wanted.is_empty() {
@@ -115,7 +132,16 @@ pub(super) fn precondition(target: &Target<'_>, object: &Value, current: &Value,
 pub(super) fn carry(target: &Target<'_>, part: Part, object: &mut Value, current: &Value) {
     let kept = current.get("metadata").cloned().unwrap_or_default();
     let mut metadata = Value::Object(std::mem::take(object::metadata(object)));
-    let fields = ["name", "namespace", "uid", "creationTimestamp", "generateName", "generation", "selfLink", "resourceVersion"];
+    let fields = [
+        "name",
+        "namespace",
+        "uid",
+        "creationTimestamp",
+        "generateName",
+        "generation",
+        "selfLink",
+        "resourceVersion",
+    ];
     for field in fields {
         object::carry(&mut metadata, &kept, field);
     }
@@ -162,7 +188,10 @@ pub(super) fn count_generation(row: &Row, part: Part, object: &mut Value, curren
     };
     let began = object::is_deleting(object) && !object::is_deleting(current);
     if began || desired(object) != desired(current) {
-        let generation = current.pointer("/metadata/generation").and_then(Value::as_i64).unwrap_or_default();
+        let generation = current
+            .pointer("/metadata/generation")
+            .and_then(Value::as_i64)
+            .unwrap_or_default();
         object::metadata(object).insert("generation".into(), (generation + 1).into());
     }
 }
@@ -173,7 +202,11 @@ pub(super) fn validate(target: &Target<'_>, object: &Value, errors: &mut Errors)
     if name.is_empty() {
         errors.required("metadata.name", "name or generateName is required");
     }
-    let faults = if name.is_empty() { Vec::new() } else { name_faults(target.row, name) };
+    let faults = if name.is_empty() {
+        Vec::new()
+    } else {
+        name_faults(target.row, name)
+    };
     fields::complain(errors, "metadata.name", &json!(name), faults);
     validate_rest(object, errors);
 }
@@ -181,7 +214,11 @@ pub(super) fn validate(target: &Target<'_>, object: &Value, errors: &mut Errors)
 fn name_faults(row: &Row, name: &str) -> Vec<String> {
     if row.strategy.any_name() {
         let bad = name == "." || name == ".." || name.contains(['/', '%']);
-        return if bad { vec!["may not be '.', '..' or contain '/' or '%'".to_owned()] } else { Vec::new() };
+        return if bad {
+            vec!["may not be '.', '..' or contain '/' or '%'".to_owned()]
+        } else {
+            Vec::new()
+        };
     }
     if row.strategy.label_name() {
         fields::is_dns1123_label(name)
@@ -202,7 +239,10 @@ pub(super) fn validate_update(target: &Target<'_>, object: &Value, current: &Val
     if !added.is_empty() {
         errors.forbidden(
             "metadata.finalizers",
-            &format!("no new finalizers can be added if the object is being deleted, found new finalizers {}", go_strings(&added)),
+            &format!(
+                "no new finalizers can be added if the object is being deleted, found new finalizers {}",
+                go_strings(&added)
+            ),
         );
     }
 }
@@ -215,7 +255,9 @@ fn go_strings(texts: &[&str]) -> String {
 
 /// `metadata.finalizers`.
 pub(super) fn finalizers(object: &Value) -> impl Iterator<Item = &str> {
-    object::items(object, "/metadata/finalizers").iter().filter_map(Value::as_str)
+    object::items(object, "/metadata/finalizers")
+        .iter()
+        .filter_map(Value::as_str)
 }
 
 fn validate_rest(object: &Value, errors: &mut Errors) {
@@ -224,13 +266,23 @@ fn validate_rest(object: &Value, errors: &mut Errors) {
     let mut size = 0;
     for (key, value) in annotations.into_iter().flatten() {
         size += key.len() + value.as_str().map_or(0, str::len);
-        fields::complain(errors, "metadata.annotations", &json!(key), fields::is_qualified_name(&key.to_lowercase()));
+        fields::complain(
+            errors,
+            "metadata.annotations",
+            &json!(key),
+            fields::is_qualified_name(&key.to_lowercase()),
+        );
     }
     if size > MAX_ANNOTATIONS {
         errors.too_long("metadata.annotations", MAX_ANNOTATIONS);
     }
     for finalizer in finalizers(object) {
-        fields::complain(errors, "metadata.finalizers", &json!(finalizer), fields::is_qualified_name(finalizer));
+        fields::complain(
+            errors,
+            "metadata.finalizers",
+            &json!(finalizer),
+            fields::is_qualified_name(finalizer),
+        );
     }
     owners(object, errors);
 }
@@ -240,13 +292,21 @@ fn owners(object: &Value, errors: &mut Errors) {
     for (index, owner) in owners.iter().enumerate() {
         for field in ["apiVersion", "kind", "name", "uid"] {
             if object::text(owner, &format!("/{field}")).is_empty() {
-                errors.invalid(format!("metadata.ownerReferences[{index}].{field}"), &json!(""), "must not be empty");
+                errors.invalid(
+                    format!("metadata.ownerReferences[{index}].{field}"),
+                    &json!(""),
+                    "must not be empty",
+                );
             }
         }
     }
     let controllers = owners.iter().filter(|o| o["controller"] == true).count();
     if controllers > 1 {
         let value = Value::Array(owners.to_vec());
-        errors.invalid("metadata.ownerReferences", &value, "Only one reference can have Controller set to true");
+        errors.invalid(
+            "metadata.ownerReferences",
+            &value,
+            "Only one reference can have Controller set to true",
+        );
     }
 }

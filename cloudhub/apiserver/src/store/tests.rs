@@ -17,7 +17,10 @@ fn open(path: &Path) -> Running {
     let (store, committer) = Store::open(path).unwrap();
     let mut tasks = JoinSet::new();
     tasks.spawn(committer.run());
-    Running { store, _committer: tasks }
+    Running {
+        store,
+        _committer: tasks,
+    }
 }
 
 fn key(name: &str) -> Key {
@@ -36,7 +39,11 @@ async fn a_restart_has_the_same_objects_and_versions_and_gives_none_twice() {
     let running = open(&path);
     let a = running.store.put(key("a"), Expect::Absent, map("a", 1)).await.unwrap();
     let b = running.store.put(key("b"), Expect::Absent, map("b", 1)).await.unwrap();
-    let gone = running.store.delete(key("b"), Expect::Version(b.resource_version), None).await.unwrap();
+    let gone = running
+        .store
+        .delete(key("b"), Expect::Version(b.resource_version), None)
+        .await
+        .unwrap();
     drop(running);
     let running = tokio::task::spawn_blocking(move || reopen(&path)).await.unwrap();
     assert_eq!(running.store.version(), gone.resource_version, "a deletion counts too");
@@ -56,7 +63,10 @@ fn reopen(path: &Path) -> Running {
         if let Ok((store, committer)) = Store::open(path) {
             let mut tasks = JoinSet::new();
             tasks.spawn(committer.run());
-            return Running { store, _committer: tasks };
+            return Running {
+                store,
+                _committer: tasks,
+            };
         }
         std::thread::sleep(std::time::Duration::from_millis(50));
     }
@@ -84,7 +94,10 @@ async fn of_writers_that_saw_the_same_version_one_wins() {
 async fn a_writer_that_goes_away_leaves_a_whole_change() {
     let dir = tempfile::tempdir().unwrap();
     let running = open(&dir.path().join("store"));
-    let mut watch = running.store.watch("configmaps", None, running.store.version()).unwrap();
+    let mut watch = running
+        .store
+        .watch("configmaps", None, running.store.version())
+        .unwrap();
     let write = running.store.put(key("a"), Expect::Absent, map("a", 1));
     // Polled once: staged, then dropped before the disk has answered.
     let mut write = Box::pin(write);
@@ -100,7 +113,10 @@ async fn a_writer_that_goes_away_leaves_a_whole_change() {
 async fn a_watch_that_falls_behind_is_told_and_memory_is_bounded() {
     let dir = tempfile::tempdir().unwrap();
     let running = open(&dir.path().join("store"));
-    let mut slow = running.store.watch("configmaps", None, running.store.version()).unwrap();
+    let mut slow = running
+        .store
+        .watch("configmaps", None, running.store.version())
+        .unwrap();
     let big = "x".repeat(1 << 20);
     let mut expect = Expect::Absent;
     for n in 0..40 {
@@ -110,7 +126,10 @@ async fn a_watch_that_falls_behind_is_told_and_memory_is_bounded() {
         expect = Expect::Version(stored.resource_version);
     }
     assert!(running.store.state().log_bytes <= LOG_BYTES);
-    assert!(slow.next().await.is_none(), "40 MiB of changes do not fit into a log of 32");
+    assert!(
+        slow.next().await.is_none(),
+        "40 MiB of changes do not fit into a log of 32"
+    );
 }
 
 #[derive(Debug, Clone)]
@@ -166,8 +185,16 @@ async fn apply(store: &Store, step: Step) -> Option<u64> {
     match step {
         Step::Put(name, value) => {
             let name = format!("n{name}");
-            let expect = store.latest(&key(&name)).map_or(Expect::Absent, |o| Expect::Version(o.resource_version));
-            Some(store.put(key(&name), expect, map(&name, value)).await.unwrap().resource_version)
+            let expect = store
+                .latest(&key(&name))
+                .map_or(Expect::Absent, |o| Expect::Version(o.resource_version));
+            Some(
+                store
+                    .put(key(&name), expect, map(&name, value))
+                    .await
+                    .unwrap()
+                    .resource_version,
+            )
         }
         Step::Delete(name) => {
             let name = format!("n{name}");

@@ -16,6 +16,8 @@ pub mod node;
 pub mod rbac;
 mod references;
 pub mod reviews;
+#[cfg(test)]
+mod testing;
 pub mod tokens;
 
 use std::collections::BTreeMap;
@@ -352,7 +354,8 @@ pub(crate) fn account_groups(namespace: &str) -> Vec<String> {
 /// RFC 1123 subdomain.
 fn is_subdomain(name: &str) -> bool {
     let inner = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
-    let label = |part: &str| !part.is_empty() && !part.starts_with('-') && !part.ends_with('-') && part.chars().all(inner);
+    let label =
+        |part: &str| !part.is_empty() && !part.starts_with('-') && !part.ends_with('-') && part.chars().all(inner);
     name.len() <= 253 && name.split('.').all(label)
 }
 

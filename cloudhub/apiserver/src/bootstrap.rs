@@ -111,7 +111,11 @@ pub fn objects() -> Vec<(&'static str, &'static str, Value)> {
     }
     let seeds = roles::CLUSTER.iter().chain(controllers::ROLES);
     objects.extend(seeds.map(|seed| (GROUP, "clusterroles", cluster_role(seed))));
-    objects.extend(roles::AGGREGATED.iter().map(|name| (GROUP, "clusterroles", aggregated(name))));
+    objects.extend(
+        roles::AGGREGATED
+            .iter()
+            .map(|name| (GROUP, "clusterroles", aggregated(name))),
+    );
     let bindings = roles::BINDINGS.iter();
     objects.extend(bindings.map(|(role, subjects)| (GROUP, "clusterrolebindings", cluster_binding(role, subjects))));
     objects.extend(controllers::ROLES.iter().map(controller_binding));
@@ -119,7 +123,11 @@ pub fn objects() -> Vec<(&'static str, &'static str, Value)> {
         objects.push((GROUP, "roles", role(namespace, seed)));
     }
     for (namespace, name, role, subjects) in roles::NAMESPACED_BINDINGS {
-        objects.push((GROUP, "rolebindings", binding("RoleBinding", namespace, name, ("Role", role), subjects)));
+        objects.push((
+            GROUP,
+            "rolebindings",
+            binding("RoleBinding", namespace, name, ("Role", role), subjects),
+        ));
     }
     objects
 }
@@ -171,7 +179,9 @@ fn aggregated(name: &str) -> Value {
     labels.insert(aggregation(name), json!("true"));
     role["aggregationRule"] = json!({"clusterRoleSelectors": [{"matchLabels": labels}]});
     let contained = &roles::AGGREGATED[..=position];
-    let seeds = roles::CLUSTER.iter().filter(|seed| contained.contains(&seed.aggregates_to));
+    let seeds = roles::CLUSTER
+        .iter()
+        .filter(|seed| contained.contains(&seed.aggregates_to));
     role["rules"] = seeds
         .flat_map(|seed| seed.grants)
         .map(|grant| grant.rule().to_json())

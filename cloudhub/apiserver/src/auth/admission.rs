@@ -100,7 +100,12 @@ impl Request<'_> {
     /// 403 in the words of an admission plugin.
     fn forbidden(&self, why: impl AsRef<str>) -> Status {
         let object = self.object();
-        let names = [self.name, object::name(object), text(object, "/metadata/generateName"), "Unknown"];
+        let names = [
+            self.name,
+            object::name(object),
+            text(object, "/metadata/generateName"),
+            "Unknown",
+        ];
         let name = names.into_iter().find(|name| !name.is_empty()).unwrap_or_default();
         Status::forbidden(self.row.group, self.row.plural, name, why.as_ref())
     }

@@ -154,7 +154,10 @@ fn go_syntax(user: &User) -> String {
         let quoted: Vec<String> = list.iter().map(|text| format!("{text:?}")).collect();
         format!("[]string{{{}}}", quoted.join(", "))
     };
-    let pairs = user.extra.iter().map(|(key, values)| format!("{key:?}:{}", strings(values)));
+    let pairs = user
+        .extra
+        .iter()
+        .map(|(key, values)| format!("{key:?}:{}", strings(values)));
     let pairs: Vec<String> = pairs.collect();
     let extra = if pairs.is_empty() {
         "map[string][]string(nil)".to_owned()

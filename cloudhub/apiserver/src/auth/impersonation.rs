@@ -146,7 +146,11 @@ fn whom(auth: &Auth, mode: Mode, by: &User, wanted: &User) -> Result<User, Statu
         }
         auth.require(by, &attributes)?;
     }
-    for (key, value) in wanted.extra.iter().flat_map(|(key, values)| values.iter().map(move |v| (key, v))) {
+    for (key, value) in wanted
+        .extra
+        .iter()
+        .flat_map(|(key, values)| values.iter().map(move |v| (key, v)))
+    {
         let attributes = Attributes {
             subresource: key.clone(),
             ..target(mode, "authentication.k8s.io", "userextras", value)
@@ -182,7 +186,11 @@ fn on_name(mode: Mode, wanted: &User, user: &mut User) -> Attributes {
 
 /// The API group of users, groups and serviceaccounts as things to impersonate.
 fn name_group(mode: Mode) -> &'static str {
-    if mode.is_constrained() { "authentication.k8s.io" } else { "" }
+    if mode.is_constrained() {
+        "authentication.k8s.io"
+    } else {
+        ""
+    }
 }
 
 fn target(mode: Mode, group: &str, resource: &str, name: &str) -> Attributes {
@@ -203,8 +211,15 @@ fn node_name(user: &str) -> Option<&str> {
 /// The node of the pod that a ServiceAccount's token is bound to.
 fn node_of_account(user: &User) -> Option<&str> {
     account_of(&user.name)?;
-    match user.extra.get("authentication.kubernetes.io/node-name").map(Vec::as_slice) {
+    match user
+        .extra
+        .get("authentication.kubernetes.io/node-name")
+        .map(Vec::as_slice)
+    {
         Some([node]) => Some(node),
         _ => None,
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -48,7 +48,10 @@ impl Pods {
             let keys = index.pods.get(node).into_iter().flatten();
             keys.filter(|key| key.namespace == namespace).cloned().collect()
         };
-        keys.iter().filter_map(|key| store.get(key)).map(|pod| pod.value()).collect()
+        keys.iter()
+            .filter_map(|key| store.get(key))
+            .map(|pod| pod.value())
+            .collect()
     }
 }
 
@@ -58,7 +61,10 @@ impl Index {
             News::Nothing => {}
             News::Changes(changes) => {
                 for change in changes {
-                    self.put(&change.object.key, Some(&change.object).filter(|_| !change.deleted).map(|o| node_of(o)));
+                    self.put(
+                        &change.object.key,
+                        Some(&change.object).filter(|_| !change.deleted).map(|o| node_of(o)),
+                    );
                 }
             }
             News::Everything(objects) => {
@@ -189,7 +195,11 @@ impl Asked<'_> {
         };
         let inner = &self.auth.inner;
         let pods = inner.pods.of(&inner.store, self.node, &self.attributes.namespace);
-        if pods.iter().any(names) { allow() } else { self.unrelated() }
+        if pods.iter().any(names) {
+            allow()
+        } else {
+            self.unrelated()
+        }
     }
 
     fn read(&self, kind: Kind) -> Decision {
@@ -239,12 +249,12 @@ impl Asked<'_> {
             // Of which node: NodeRestriction looks.
             ("", "create" | "update" | "patch") | ("status", "update" | "patch") => allow(),
             ("", "get" | "list" | "watch") if name == node => allow(),
-            ("", "get" | "list" | "watch") if name.is_empty() => no(format!(
-                "node '{node}' cannot read all nodes, only its own Node object"
-            )),
-            ("", "get" | "list" | "watch") => no(format!(
-                "node '{node}' cannot read '{name}', only its own Node object"
-            )),
+            ("", "get" | "list" | "watch") if name.is_empty() => {
+                no(format!("node '{node}' cannot read all nodes, only its own Node object"))
+            }
+            ("", "get" | "list" | "watch") => {
+                no(format!("node '{node}' cannot read '{name}', only its own Node object"))
+            }
             _ => no(""),
         }
     }
@@ -260,3 +270,6 @@ impl Asked<'_> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

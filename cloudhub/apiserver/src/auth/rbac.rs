@@ -327,7 +327,13 @@ pub(crate) fn is_only_gc(object: &Value, current: &Value) -> bool {
     let without = |object: &Value| {
         let mut object = object.clone();
         let metadata = object::metadata(&mut object);
-        for field in ["ownerReferences", "finalizers", "managedFields", "resourceVersion", "generation"] {
+        for field in [
+            "ownerReferences",
+            "finalizers",
+            "managedFields",
+            "resourceVersion",
+            "generation",
+        ] {
             metadata.shift_remove(field);
         }
         object

@@ -25,7 +25,8 @@ const SECRET_VOLUMES: &[&str] = &[
 
 /// Whether the pod only mirrors a static pod of its node.
 pub(super) fn is_mirror(pod: &Value) -> bool {
-    pod.pointer("/metadata/annotations").is_some_and(|a| a.get(MIRROR).is_some())
+    pod.pointer("/metadata/annotations")
+        .is_some_and(|a| a.get(MIRROR).is_some())
 }
 
 /// Containers of all three lists.
@@ -158,7 +159,8 @@ mod tests {
 
     #[test]
     fn a_pod_of_plain_volumes_names_nothing() {
-        let pod = json!({"spec": {"containers": [{"name": "a"}], "volumes": [{"name": "v", "hostPath": {"path": "/"}}]}});
+        let pod =
+            json!({"spec": {"containers": [{"name": "a"}], "volumes": [{"name": "v", "hostPath": {"path": "/"}}]}});
         assert_eq!(first(&pod), None);
         let pod = json!({"spec": {"volumes": [{"name": "v", "persistentVolumeClaim": {"claimName": "c"}}]}});
         assert_eq!(first(&pod), Some("persistentvolumeclaims"));

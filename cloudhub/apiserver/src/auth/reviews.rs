@@ -45,7 +45,13 @@ const fn kind(
 
 /// All of them, in the order of discovery.
 pub const RESOURCES: &[Virtual] = &[
-    kind(AUTHENTICATION, "SelfSubjectReview", "selfsubjectreviews", "selfsubjectreview", false),
+    kind(
+        AUTHENTICATION,
+        "SelfSubjectReview",
+        "selfsubjectreviews",
+        "selfsubjectreview",
+        false,
+    ),
     kind(AUTHENTICATION, "TokenReview", "tokenreviews", "tokenreview", false),
     kind(
         AUTHORIZATION,
@@ -97,7 +103,8 @@ pub fn create(
     let status = match plural {
         "tokenreviews" => token(auth, &object)?,
         "selfsubjectreviews" => {
-            object.as_object_mut().map(|fields| fields.shift_remove("spec"));
+            let at = object::timestamp(object::now());
+            object = json!({"metadata": {"creationTimestamp": at}});
             json!({"userInfo": identity.user.to_json()})
         }
         "selfsubjectrulesreviews" => {
@@ -125,7 +132,10 @@ pub fn create(
     };
     let mut out = Map::new();
     out.insert("kind".into(), resource.kind.into());
-    out.insert("apiVersion".into(), format!("{}/{}", resource.group, resource.version).into());
+    out.insert(
+        "apiVersion".into(),
+        format!("{}/{}", resource.group, resource.version).into(),
+    );
     for field in ["metadata", "spec"] {
         if let Some(value) = object.get(field) {
             out.insert(field.into(), value.clone());
@@ -138,7 +148,9 @@ pub fn create(
 fn token(auth: &Auth, review: &Value) -> Result<Value, Status> {
     let token = text(review, "/spec/token");
     if token.is_empty() {
-        return Err(Status::bad_request("token is required for TokenReview in authentication"));
+        return Err(Status::bad_request(
+            "token is required for TokenReview in authentication",
+        ));
     }
     let mut audiences: Vec<String> = items(review, "/spec/audiences")
         .iter()
@@ -198,7 +210,12 @@ fn user(review: &Value) -> User {
     };
     let extra = review.pointer("/spec/extra").and_then(Value::as_object);
     let extra = extra.into_iter().flatten();
-    let extra = extra.map(|(key, values)| (key.to_lowercase(), strings(values.as_array().map_or(&[], Vec::as_slice))));
+    let extra = extra.map(|(key, values)| {
+        (
+            key.to_lowercase(),
+            strings(values.as_array().map_or(&[], Vec::as_slice)),
+        )
+    });
     User {
         name: text(review, "/spec/user").into(),
         uid: text(review, "/spec/uid").into(),
@@ -302,7 +319,11 @@ fn validate_local(review: &Value, errors: &mut Errors) {
     }
     if has("/spec/nonResourceAttributes") {
         let value = review.pointer("/spec/nonResourceAttributes").unwrap_or(&Value::Null);
-        errors.invalid("spec.nonResourceAttributes", value, "disallowed on this kind of request");
+        errors.invalid(
+            "spec.nonResourceAttributes",
+            value,
+            "disallowed on this kind of request",
+        );
     }
 }
 

@@ -59,9 +59,8 @@ impl Auth {
         let uid = object::uid(&stored).to_owned();
         let asked = object::uid(&body);
         if !asked.is_empty() && asked != uid {
-            let why = format!(
-                "the UID in the token request ({asked}) does not match the UID of the service account ({uid})"
-            );
+            let why =
+                format!("the UID in the token request ({asked}) does not match the UID of the service account ({uid})");
             return Err(Status::conflict(GROUP, "TokenRequest", account, &why));
         }
         fill(&mut body, &self.inner.config.audiences)?;
@@ -179,14 +178,23 @@ fn same_name(body: &Value, field: &str, expected: &str) -> Result<(), Status> {
     let mut errors = Errors::default();
     let detail = format!("must match the service account {field} if specified");
     errors.invalid(format!("metadata.{field}"), &json!(said), &detail);
-    Err(Status::invalid(GROUP, "TokenRequest", text(body, "/metadata/name"), errors))
+    Err(Status::invalid(
+        GROUP,
+        "TokenRequest",
+        text(body, "/metadata/name"),
+        errors,
+    ))
 }
 
 /// Defaults and bounds of the spec.
 fn fill(body: &mut Value, audiences: &[String]) -> Result<(), Status> {
     let spec = object::map(body, "spec");
     object::default(spec, "expirationSeconds", DEFAULT_SECONDS);
-    if spec.get("audiences").and_then(Value::as_array).is_none_or(Vec::is_empty) {
+    if spec
+        .get("audiences")
+        .and_then(Value::as_array)
+        .is_none_or(Vec::is_empty)
+    {
         spec.insert("audiences".into(), json!(audiences));
     }
     let seconds = spec.get("expirationSeconds").cloned().unwrap_or_default();

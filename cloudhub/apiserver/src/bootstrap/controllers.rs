@@ -17,7 +17,11 @@ const fn seed(name: &'static str, grants: &'static [Grant]) -> Seed {
 pub(super) const ROLES: &[Seed] = &[
     seed(
         "system:controller:clusterrole-aggregation-controller",
-        &[On("escalate READ patch update", "rbac.authorization.k8s.io", "clusterroles")],
+        &[On(
+            "escalate READ patch update",
+            "rbac.authorization.k8s.io",
+            "clusterroles",
+        )],
     ),
     seed(
         "system:controller:daemon-set-controller",

@@ -58,7 +58,11 @@ const VIEW: &[Grant] = &[
          networkpolicies replicasets replicasets/scale replicasets/status replicationcontrollers/scale",
     ),
     On("READ", "policy", "poddisruptionbudgets poddisruptionbudgets/status"),
-    On("READ", "networking.k8s.io", "ingresses ingresses/status networkpolicies"),
+    On(
+        "READ",
+        "networking.k8s.io",
+        "ingresses ingresses/status networkpolicies",
+    ),
     On(
         "READ",
         "resource.k8s.io",
@@ -73,7 +77,11 @@ const EDIT: &[Grant] = &[
         "pods/attach pods/exec pods/portforward pods/proxy secrets services/proxy",
     ),
     On("impersonate", "core", "serviceaccounts"),
-    On("WRITE", "core", "pods pods/attach pods/exec pods/portforward pods/proxy"),
+    On(
+        "WRITE",
+        "core",
+        "pods pods/attach pods/exec pods/portforward pods/proxy",
+    ),
     On("create", "core", "pods/eviction"),
     On(
         "WRITE",
@@ -362,7 +370,12 @@ pub(super) const NAMESPACED: &[(&str, Seed)] = &[
         "kube-system",
         seed(
             "extension-apiserver-authentication-reader",
-            &[Named("READ", "core", "configmaps", "extension-apiserver-authentication")],
+            &[Named(
+                "READ",
+                "core",
+                "configmaps",
+                "extension-apiserver-authentication",
+            )],
         ),
     ),
     (

@@ -17,7 +17,11 @@ pub(super) fn validate(auth: &Auth, request: &Request<'_>) -> Result<(), Status>
     if request.operation == Operation::Update && rbac::is_only_gc(request.object(), request.current()) {
         return Ok(());
     }
-    if is_role { role(auth, request) } else { binding(auth, request) }
+    if is_role {
+        role(auth, request)
+    } else {
+        binding(auth, request)
+    }
 }
 
 fn role(auth: &Auth, request: &Request<'_>) -> Result<(), Status> {
@@ -67,7 +71,11 @@ fn binding(auth: &Auth, request: &Request<'_>) -> Result<(), Status> {
     }
     let inner = &auth.inner;
     let rules = inner.rbac.rules_of(&inner.store, kind, name, request.namespace);
-    owned(auth, request, &rules.ok_or_else(|| Status::not_found(GROUP, plural, name))?)
+    owned(
+        auth,
+        request,
+        &rules.ok_or_else(|| Status::not_found(GROUP, plural, name))?,
+    )
 }
 
 /// Whether the user has all of `rules` itself, in that namespace.

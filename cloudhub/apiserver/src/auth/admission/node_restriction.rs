@@ -87,7 +87,9 @@ impl Asked<'_, '_> {
     fn is_mine(&self, verb: &str) -> Result<(), Status> {
         let pod = match self.request.current {
             Some(pod) => pod.clone(),
-            None => self.auth.need("", "pods", self.request.namespace, self.request.name())?,
+            None => self
+                .auth
+                .need("", "pods", self.request.namespace, self.request.name())?,
         };
         if text(&pod, "/spec/nodeName") == self.node {
             return Ok(());
@@ -98,7 +100,9 @@ impl Asked<'_, '_> {
         } else {
             self.node.to_owned()
         };
-        self.no(format!("node {node} can only {verb} pods with spec.nodeName set to itself"))
+        self.no(format!(
+            "node {node} can only {verb} pods with spec.nodeName set to itself"
+        ))
     }
 
     fn mirror_pod(&self) -> Result<(), Status> {
@@ -110,7 +114,9 @@ impl Asked<'_, '_> {
             ));
         }
         if text(pod, "/spec/nodeName") != node {
-            return self.no(format!("node {node:?} can only create pods with spec.nodeName set to itself"));
+            return self.no(format!(
+                "node {node:?} can only create pods with spec.nodeName set to itself"
+            ));
         }
         let flag = |owner: &Value, field: &str| owner.get(field).and_then(Value::as_bool) == Some(true);
         let owner = match items(pod, "/metadata/ownerReferences") {
@@ -208,7 +214,9 @@ impl Asked<'_, '_> {
         }
         let labels = labels.into_iter().collect::<Vec<_>>().join(", ");
         if self.operation() == Operation::Create {
-            self.no(format!("node {node:?} is not allowed to set the following labels: {labels}"))
+            self.no(format!(
+                "node {node:?} is not allowed to set the following labels: {labels}"
+            ))
         } else {
             self.no(format!("is not allowed to modify labels: {labels}"))
         }
@@ -227,7 +235,8 @@ impl Asked<'_, '_> {
 
 /// Labels that differ and that a node must not touch.
 fn forbidden_labels<'a>(object: &'a Value, current: &'a Value) -> BTreeSet<&'a str> {
-    let labels = |object: &'a Value| -> Option<&'a Map<String, Value>> { object.pointer("/metadata/labels")?.as_object() };
+    let labels =
+        |object: &'a Value| -> Option<&'a Map<String, Value>> { object.pointer("/metadata/labels")?.as_object() };
     let value = |labels: Option<&'a Map<String, Value>>, key: &str| labels.and_then(|labels| labels.get(key));
     let (after, before) = (labels(object), labels(current));
     let keys = after.into_iter().chain(before).flat_map(Map::keys);
@@ -303,7 +312,9 @@ pub(super) fn admit_token(
 }
 
 fn names_audience(pod: &Value, audience: &str) -> bool {
-    let sources = items(pod, "/spec/volumes").iter().flat_map(|volume| items(volume, "/projected/sources"));
+    let sources = items(pod, "/spec/volumes")
+        .iter()
+        .flat_map(|volume| items(volume, "/projected/sources"));
     let mut tokens = sources.filter_map(|source| source.get("serviceAccountToken"));
     tokens.any(|token| text(token, "/audience") == audience)
 }

@@ -17,13 +17,19 @@ pub(super) fn taint_node(request: &mut Request<'_>) {
     if !request.is("", "nodes") || !request.subresource.is_empty() || request.operation != Operation::Create {
         return;
     }
-    let Some(node) = request.object.as_deref_mut() else { return };
+    let Some(node) = request.object.as_deref_mut() else {
+        return;
+    };
     let is_it = |taint: &Value| text(taint, "/key") == NOT_READY && text(taint, "/effect") == "NoSchedule";
     if items(node, "/spec/taints").iter().any(is_it) {
         return;
     }
     object::map(node, "spec");
-    append(&mut node["spec"], "taints", json!({"key": NOT_READY, "effect": "NoSchedule"}));
+    append(
+        &mut node["spec"],
+        "taints",
+        json!({"key": NOT_READY, "effect": "NoSchedule"}),
+    );
 }
 
 /// A pod that does not say stays a while on a node that is away.
@@ -31,7 +37,9 @@ pub(super) fn default_tolerations(auth: &Auth, request: &mut Request<'_>) {
     if !request.is_pod() {
         return;
     }
-    let Some(pod) = request.object.as_deref_mut() else { return };
+    let Some(pod) = request.object.as_deref_mut() else {
+        return;
+    };
     object::map(pod, "spec");
     let config = &auth.inner.config;
     for (key, seconds) in [
@@ -67,7 +75,10 @@ pub(super) fn set_priority(auth: &Auth, request: &mut Request<'_>) -> Result<(),
         let missing = || request.forbidden(format!("no PriorityClass with name {name} was found"));
         Some(class.ok_or_else(missing)?)
     };
-    let value = class.as_ref().and_then(|class| class.get("value")).and_then(Value::as_i64);
+    let value = class
+        .as_ref()
+        .and_then(|class| class.get("value"))
+        .and_then(Value::as_i64);
     let value = value.unwrap_or_default();
     let policy = match &class {
         Some(class) => text(class, "/preemptionPolicy").to_owned(),
@@ -104,7 +115,9 @@ fn keep_priority(request: &mut Request<'_>) {
     let current = request.current();
     let fields = ["priority", "preemptionPolicy"];
     let kept = fields.map(|field| (field, current.pointer(&format!("/spec/{field}")).cloned()));
-    let Some(pod) = request.object.as_deref_mut() else { return };
+    let Some(pod) = request.object.as_deref_mut() else {
+        return;
+    };
     let spec = object::map(pod, "spec");
     for (field, value) in kept {
         if let Some(value) = value {
@@ -172,9 +185,17 @@ pub(super) fn set_runtime_class(auth: &Auth, request: &mut Request<'_>) -> Resul
             return Err(request.forbidden(OVERHEAD_DIFFERS));
         }
     }
-    for (key, value) in class.pointer("/scheduling/nodeSelector").and_then(Value::as_object).into_iter().flatten() {
+    for (key, value) in class
+        .pointer("/scheduling/nodeSelector")
+        .and_then(Value::as_object)
+        .into_iter()
+        .flatten()
+    {
         let value = value.as_str().unwrap_or_default();
-        let said = request.object().pointer("/spec/nodeSelector").and_then(|selector| selector.get(key));
+        let said = request
+            .object()
+            .pointer("/spec/nodeSelector")
+            .and_then(|selector| selector.get(key));
         if let Some(said) = said.and_then(Value::as_str).filter(|said| *said != value) {
             return Err(request.forbidden(format!(
                 "conflict: runtimeClass.scheduling.nodeSelector[{key}] = {value}; pod.spec.nodeSelector[{key}] = {said}"
@@ -210,9 +231,9 @@ pub(super) fn validate_overhead(auth: &Auth, request: &Request<'_>) -> Result<()
     let said = request.object().pointer("/spec/overhead").filter(|o| !o.is_null());
     match overhead(class.as_ref()) {
         Some(overhead) if said.and_then(Value::as_object) != Some(overhead) => Err(request.forbidden(OVERHEAD_DIFFERS)),
-        None if said.is_some() => Err(request.forbidden(
-            "pod rejected: Pod Overhead set without corresponding RuntimeClass defined Overhead",
-        )),
+        None if said.is_some() => {
+            Err(request.forbidden("pod rejected: Pod Overhead set without corresponding RuntimeClass defined Overhead"))
+        }
         _ => Ok(()),
     }
 }

@@ -36,7 +36,8 @@ pub(super) async fn arrival(auth: &Auth, request: &Request<'_>) {
     // The watch begins before the look: an account that comes between the two is not missed.
     let watch = store.watch(kind, Some(request.namespace), store.version());
     let namespace = store.get(&Key::new(storage("", "namespaces"), "", request.namespace));
-    let Some(mut watch) = watch.filter(|_| namespace.is_some()) else {
+    let is_active = namespace.is_some_and(|namespace| !object::is_deleting(&namespace.value()));
+    let Some(mut watch) = watch.filter(|_| is_active) else {
         return;
     };
     while store.get(&key).is_none() {
@@ -76,7 +77,10 @@ pub(super) fn mutate(auth: &Auth, request: &mut Request<'_>) -> Result<(), Statu
     }
     let pull = items(&account, "/imagePullSecrets");
     if items(pod, "/spec/imagePullSecrets").is_empty() && !pull.is_empty() {
-        let pull: Vec<Value> = pull.iter().map(|secret| json!({"name": text(secret, "/name")})).collect();
+        let pull: Vec<Value> = pull
+            .iter()
+            .map(|secret| json!({"name": text(secret, "/name")}))
+            .collect();
         object::map(pod, "spec").insert("imagePullSecrets".into(), Value::Array(pull));
     }
     Ok(())
@@ -92,7 +96,10 @@ fn is_mounted(pod: &Value, account: &Value) -> bool {
 
 fn mount(pod: &mut Value) {
     let names = items(pod, "/spec/volumes").iter().map(|volume| text(volume, "/name"));
-    let existing = names.into_iter().find(|name| name.starts_with(VOLUME)).map(str::to_owned);
+    let existing = names
+        .into_iter()
+        .find(|name| name.starts_with(VOLUME))
+        .map(str::to_owned);
     let volume = existing.clone().unwrap_or_else(volume_name);
     let mut needed = false;
     for list in ["initContainers", "containers"] {

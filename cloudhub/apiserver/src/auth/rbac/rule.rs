@@ -96,7 +96,11 @@ impl Rule {
         let mut parts = Vec::new();
         for verb in &self.verbs {
             let verbs = vec![verb.clone()];
-            for (group, resource) in self.groups.iter().flat_map(|g| self.resources.iter().map(move |r| (g, r))) {
+            for (group, resource) in self
+                .groups
+                .iter()
+                .flat_map(|g| self.resources.iter().map(move |r| (g, r)))
+            {
                 let part = Self {
                     verbs: verbs.clone(),
                     groups: vec![group.clone()],
@@ -148,7 +152,12 @@ pub(crate) fn missing(owned: &[Rule], wanted: &[Rule]) -> Vec<String> {
     // Those that differ only in the verb are shown as one.
     let mut lacking: BTreeMap<[Vec<String>; 4], Rule> = BTreeMap::new();
     for part in parts.filter(|part| !owned.iter().any(|rule| rule.covers(part))) {
-        let mut key = [part.groups.clone(), part.resources.clone(), part.names.clone(), part.urls.clone()];
+        let mut key = [
+            part.groups.clone(),
+            part.resources.clone(),
+            part.names.clone(),
+            part.urls.clone(),
+        ];
         if !part.urls.is_empty() {
             // Paths are never joined.
             key[0].clone_from(&part.verbs);

@@ -42,9 +42,9 @@ impl Fixture {
     /// With what every server has, and namespace `default` with its account.
     pub(super) async fn new() -> Self {
         let fixture = Self::empty().await;
-        for (group, plural, object) in bootstrap::objects() {
-            fixture.put(group, plural, object).await;
-        }
+        // Together, so that they are one commit.
+        let objects = bootstrap::objects().into_iter();
+        futures::future::join_all(objects.map(|(group, plural, object)| fixture.put(group, plural, object))).await;
         let account = json!({"metadata": {"name": "default", "namespace": "default", "uid": "account-uid"}});
         fixture.put("", "serviceaccounts", account).await;
         fixture

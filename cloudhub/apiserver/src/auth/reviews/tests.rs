@@ -51,7 +51,10 @@ async fn a_local_review_stays_in_its_namespace() {
     let alice = Identity::new(user("alice"));
     let asked = |object| create(&fixture.auth, &alice, "localsubjectaccessreviews", "default", object);
     assert_eq!(asked(review("default")).unwrap()["status"]["allowed"], false);
-    let refusal = asked(review("kube-system")).unwrap_err();
+    assert_eq!(asked(review("kube-system")).unwrap_err().code, 400);
+    let mut elsewhere = review("default");
+    elsewhere["spec"]["resourceAttributes"]["namespace"] = json!("kube-system");
+    let refusal = asked(elsewhere).unwrap_err();
     assert!(refusal.message.contains("must match metadata.namespace"), "{refusal}");
 }
 

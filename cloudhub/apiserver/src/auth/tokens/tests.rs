@@ -54,7 +54,7 @@ async fn a_token_says_who_it_is_for_and_what_it_is_bound_to() {
     assert_eq!(extra("node-name"), "robot");
     assert_eq!(extra("node-uid"), "robot-uid");
     assert!(extra("credential-id").starts_with("JTI="));
-    let claims = fixture.auth.inner.key.open(token(&answer)).unwrap();
+    let claims = fixture.auth.inner.key.open(token(&answer), AUDIENCE).unwrap();
     let (issued, expires) = (claims["iat"].as_i64().unwrap(), claims["exp"].as_i64().unwrap());
     assert_eq!(
         expires - issued,
@@ -90,7 +90,7 @@ async fn a_token_that_is_late_forged_or_for_others_is_refused() {
     let key = &fixture.auth.inner.key;
     let audiences = [AUDIENCE.to_owned()];
     let answer = ask(&fixture, &admin(), request(600, None)).unwrap();
-    let mut claims = key.open(token(&answer)).unwrap();
+    let mut claims = key.open(token(&answer), AUDIENCE).unwrap();
     verify(&fixture.auth, &key.sign(&claims).unwrap(), &audiences).unwrap();
     let others = ["vault".to_owned()];
     let error = verify(&fixture.auth, token(&answer), &others).unwrap_err();
@@ -104,6 +104,12 @@ async fn a_token_that_is_late_forged_or_for_others_is_refused() {
     let other = Fixture::new().await;
     let answer = ask(&other, &admin(), request(600, None)).unwrap();
     let error = verify(&fixture.auth, token(&answer), &audiences).unwrap_err();
+    assert_eq!(
+        error,
+        "[invalid bearer token, go-jose/go-jose: error in cryptographic primitive]"
+    );
+    claims["iss"] = json!("https://elsewhere");
+    let error = verify(&fixture.auth, &key.sign(&claims).unwrap(), &audiences).unwrap_err();
     assert_eq!(error, "invalid bearer token");
     for rubbish in ["", ".", "..", "a.b.c", "e30.e30.e30", "\u{0}"] {
         verify(&fixture.auth, rubbish, &audiences).unwrap_err();

@@ -16,6 +16,8 @@ pub mod node;
 pub mod rbac;
 mod references;
 pub mod reviews;
+#[cfg(test)]
+mod testing;
 pub mod tokens;
 
 use std::collections::BTreeMap;

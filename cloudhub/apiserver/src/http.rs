@@ -210,7 +210,7 @@ async fn dispatch(call: Call, route: Route, request: Request<Incoming>) -> Resul
             Method::POST | Method::PUT | Method::PATCH | Method::DELETE => write::answer(&call, &place, request).await,
             _ => Err(Status::method_not_allowed()),
         },
-        Route::Resource(place) => Box::pin(subresource::answer(call, place, request)).await,
+        Route::Resource(place) => subresource::answer(&call, &place, request).await,
     }
 }
 

@@ -483,8 +483,13 @@ async fn log_answer(response: Response<Body>, pod: &str) -> Result<Response<Body
     if (200..=206).contains(&code.as_u16()) {
         return Ok(response);
     }
-    let text = Limited::new(response.into_body(), MAX_REFUSAL).collect().await;
-    let text = text.map_err(Status::internal)?.to_bytes();
+    let mut body = response.into_body();
+    let mut text = Vec::new();
+    while let Some(frame) = body.frame().await {
+        let frame = frame.map_err(Status::internal)?;
+        let data = frame.into_data().unwrap_or_default();
+        text.extend_from_slice(&data[..data.len().min(MAX_REFUSAL - text.len())]);
+    }
     Err(log_refusal(code, &String::from_utf8_lossy(&text), pod))
 }
 

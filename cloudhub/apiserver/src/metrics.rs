@@ -12,6 +12,7 @@ use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use futures::future::BoxFuture;
 use futures::StreamExt as _;
 use serde_json::{Map, Value, json};
 use time::OffsetDateTime;
@@ -132,13 +133,16 @@ impl Metrics {
     }
 
     async fn samples(&self, kubelets: &Kubelets, nodes: Vec<String>) -> HashMap<String, Pair> {
-        let asked = futures::stream::iter(nodes)
-            .map(|node| async move {
+        let asked = nodes.into_iter().map(|node| {
+            let asked: BoxFuture<'_, _> = Box::pin(async move {
                 let pair = self.sampled(kubelets, &node).await?;
                 Some((node, pair))
-            })
-            .buffer_unordered(AT_ONCE);
-        asked.filter_map(std::future::ready).collect().await
+            });
+            asked
+        });
+        let asked: Vec<_> = asked.collect();
+        let answers = futures::stream::iter(asked).buffer_unordered(AT_ONCE);
+        answers.filter_map(std::future::ready).collect().await
     }
 
     /// The two last samples of a node, fresh enough.

@@ -11,6 +11,7 @@
 mod delete;
 mod metadata;
 
+use futures::future::BoxFuture;
 use serde_json::Value;
 use tokio::sync::Mutex;
 
@@ -209,26 +210,28 @@ impl Registry {
     ///
     /// # Errors
     /// 400, 403, 404, 409, 422 as the real server.
-    pub async fn change(
-        &self,
-        target: &Target<'_>,
+    pub fn change<'a>(
+        &'a self,
+        target: &'a Target<'_>,
         part: Part,
-        mut incoming: impl FnMut(&Value) -> Result<Value, Status>,
-    ) -> Result<Written, Status> {
-        for _ in 0..RETRIES {
-            let current = self.store.latest(&target.key()).ok_or_else(|| target.not_found())?;
-            let version = current.resource_version;
-            let current = current.value();
-            let object = incoming(&current)?;
-            let insists = metadata::precondition(target, &object, &current, version)?;
-            match self.replace(target, part, object, &current, version).await {
-                Err(Replace::Raced) if !insists => {}
-                Err(Replace::Raced) => return Err(target.conflict(metadata::MODIFIED)),
-                Err(Replace::Refused(status)) => return Err(status),
-                Ok(written) => return Ok(written),
+        mut incoming: impl FnMut(&Value) -> Result<Value, Status> + Send + 'a,
+    ) -> BoxFuture<'a, Result<Written, Status>> {
+        Box::pin(async move {
+            for _ in 0..RETRIES {
+                let current = self.store.latest(&target.key()).ok_or_else(|| target.not_found())?;
+                let version = current.resource_version;
+                let current = current.value();
+                let object = incoming(&current)?;
+                let insists = metadata::precondition(target, &object, &current, version)?;
+                match self.replace(target, part, object, &current, version).await {
+                    Err(Replace::Raced) if !insists => {}
+                    Err(Replace::Raced) => return Err(target.conflict(metadata::MODIFIED)),
+                    Err(Replace::Refused(status)) => return Err(status),
+                    Ok(written) => return Ok(written),
+                }
             }
-        }
-        Err(target.conflict(metadata::MODIFIED))
+            Err(target.conflict(metadata::MODIFIED))
+        })
     }
 
     async fn replace(

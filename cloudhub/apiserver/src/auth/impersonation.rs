@@ -220,3 +220,6 @@ fn node_of_account(user: &User) -> Option<&str> {
         _ => None,
     }
 }
+
+#[cfg(test)]
+mod tests;

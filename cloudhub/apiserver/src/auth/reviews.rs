@@ -103,7 +103,8 @@ pub fn create(
     let status = match plural {
         "tokenreviews" => token(auth, &object)?,
         "selfsubjectreviews" => {
-            object.as_object_mut().map(|fields| fields.shift_remove("spec"));
+            let at = object::timestamp(object::now());
+            object = json!({"metadata": {"creationTimestamp": at}});
             json!({"userInfo": identity.user.to_json()})
         }
         "selfsubjectrulesreviews" => {
@@ -116,12 +117,14 @@ pub fn create(
             access(auth, &identity.user, &object)
         }
         "localsubjectaccessreviews" => {
-            validate(&object, Scope::Namespace)?;
-            if object::namespace(&object) != namespace {
-                return Err(Status::bad_request(format!(
-                    "spec.resourceAttributes.namespace must match namespace: {namespace}"
-                )));
+            if object::namespace(&object).is_empty() {
+                object::metadata(&mut object).insert("namespace".into(), namespace.into());
+            } else if object::namespace(&object) != namespace {
+                return Err(Status::bad_request(
+                    "the namespace of the provided object does not match the namespace sent on the request",
+                ));
             }
+            validate(&object, Scope::Namespace)?;
             access(auth, &user(&object), &object)
         }
         _ => {
@@ -269,7 +272,8 @@ fn validate(review: &Value, scope: Scope) -> Result<(), Status> {
     match (part("resourceAttributes"), part("nonResourceAttributes")) {
         (Some(_), Some(path)) => errors.invalid(
             "spec.nonResourceAttributes",
-            path,
+            // As the real server shows its own struct.
+            &json!({"Path": text(path, "/path"), "Verb": text(path, "/verb")}),
             "cannot be specified in combination with resourceAttributes",
         ),
         (None, None) => errors.invalid(

@@ -11,6 +11,8 @@ use uuid::Uuid;
 
 pub(super) use key::SigningKey;
 
+use key::Refused;
+
 use super::authn::CREDENTIAL;
 use super::{Auth, Identity, User, account_groups, account_user, admission, is_alive};
 use crate::object::{self, items, now, text};
@@ -116,10 +118,8 @@ impl Auth {
             ("v1", "Secret") => ("secrets", "secret", namespace),
             ("v1", "Node") => ("nodes", "node", ""),
             _ => {
-                let (group, version) = api_version.split_once('/').unwrap_or(("", api_version));
-                let shown = format!("{group}/{version}, Kind={kind}");
                 return Err(Status::bad_request(format!(
-                    "cannot bind token to object of type {shown}"
+                    "cannot bind token to object of type {api_version}, Kind={kind}"
                 )));
             }
         };
@@ -190,6 +190,8 @@ fn same_name(body: &Value, field: &str, expected: &str) -> Result<(), Status> {
 fn fill(body: &mut Value, audiences: &[String]) -> Result<(), Status> {
     let spec = object::map(body, "spec");
     object::default(spec, "expirationSeconds", DEFAULT_SECONDS);
+    // The one field that the API writes as null.
+    spec.entry("boundObjectRef").or_insert(Value::Null);
     if spec
         .get("audiences")
         .and_then(Value::as_array)
@@ -232,10 +234,11 @@ pub(super) fn verify(auth: &Auth, token: &str, audiences: &[String]) -> Result<V
     const INVALID: &str = "invalid bearer token";
     // The real server asks an authenticator of its own first, which adds its refusal.
     let also = |why: String| format!("[{INVALID}, {why}]");
-    let claims = auth.inner.key.open(token).ok_or_else(|| INVALID.to_owned())?;
-    if text(&claims, "/iss") != auth.inner.config.issuer {
-        return Err(INVALID.into());
-    }
+    let claims = match auth.inner.key.open(token, &auth.inner.config.issuer) {
+        Ok(claims) => claims,
+        Err(Refused::Unknown) => return Err(INVALID.into()),
+        Err(Refused::Forged) => return Err(also("go-jose/go-jose: error in cryptographic primitive".into())),
+    };
     let meant = match claims.get("aud") {
         Some(Value::String(one)) => vec![one.clone()],
         Some(Value::Array(list)) => strings(list),

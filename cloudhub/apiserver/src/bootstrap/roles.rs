@@ -175,6 +175,8 @@ const SCHEDULER: &[Grant] = &[
     On("READ patch update", "resource.k8s.io", "resourceclaims/status"),
     On("update", "core", "pods/finalizers"),
     On("READ", "resource.k8s.io", "resourceslices"),
+    On("create delete", "resource.k8s.io", "resourceclaims"),
+    On("patch update", "resource.k8s.io", "resourceclaims/binding"),
 ];
 
 const CONTROLLER_MANAGER: &[Grant] = &[

@@ -16,7 +16,7 @@ pub(super) enum Route {
     /// Stored objects.
     Resource(Place),
     /// A review: created, answered, never stored.
-    Virtual(Place, &'static reviews::Virtual),
+    Virtual(Place, reviews::Virtual),
     /// metrics.k8s.io.
     Metrics(Place),
 }
@@ -105,7 +105,7 @@ fn resource(group: String, version: String, parts: &[String]) -> Result<Route, S
     let mut found =
         virtuals.filter(|v| v.group == place.group && v.version == place.version && v.plural == place.plural);
     match found.next() {
-        Some(kind) => Ok(Route::Virtual(place, kind)),
+        Some(kind) => Ok(Route::Virtual(place, *kind)),
         None if place.group.is_empty() && place.plural == "bindings" => {
             place.row = kinds::row("", "v1", "pods");
             place.subresource = "binding".into();

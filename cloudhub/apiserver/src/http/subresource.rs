@@ -19,22 +19,22 @@ use crate::schema;
 use crate::status::{Errors, Status};
 use crate::store::{Key, Stored};
 
-pub(super) async fn answer(call: Call, place: Place, request: Request<Incoming>) -> Result<Response<Body>, Status> {
+pub(super) async fn answer(call: &Call, place: &Place, request: Request<Incoming>) -> Result<Response<Body>, Status> {
     let row = place.row()?;
     let served = (row.plural, place.subresource.as_str());
     if !place.rest.is_empty() && served != ("nodes", "proxy") {
         return Err(Status::no_such_path());
     }
     match served {
-        (_, "status") if row.status => own(&call, &place, Part::Status, request).await,
-        (_, "scale") if row.scale => scale(&call, &place, request).await,
-        ("namespaces", "finalize") => finalize(&call, &place, request).await,
-        ("pods", "binding") => bind(&call, &place, request).await,
-        ("pods", "eviction") => evict(&call, &place, request).await,
-        ("pods", "ephemeralcontainers") => ephemeral(&call, &place, request).await,
-        ("serviceaccounts", "token") => token(&call, &place, request).await,
+        (_, "status") if row.status => own(call, place, Part::Status, request).await,
+        (_, "scale") if row.scale => scale(call, place, request).await,
+        ("namespaces", "finalize") => finalize(call, place, request).await,
+        ("pods", "binding") => bind(call, place, request).await,
+        ("pods", "eviction") => evict(call, place, request).await,
+        ("pods", "ephemeralcontainers") => ephemeral(call, place, request).await,
+        ("serviceaccounts", "token") => token(call, place, request).await,
         ("pods", "log" | "exec" | "attach" | "portforward") => {
-            let pod = find(&call, &place)?.value();
+            let pod = find(call, place)?.value();
             call.shared
                 .kubelets
                 .pod(&pod, &place.subresource, call.query.pairs(), request)
@@ -334,7 +334,7 @@ async fn spend(registry: &Registry, target: &Target<'_>, budget: &Value, pod: &V
 pub(super) async fn review(
     call: &Call,
     place: &Place,
-    kind: &'static Virtual,
+    kind: Virtual,
     request: Request<Incoming>,
 ) -> Result<Response<Body>, Status> {
     if call.method != Method::POST || !place.name.is_empty() {

@@ -70,11 +70,12 @@ fn binding(auth: &Auth, request: &Request<'_>) -> Result<(), Status> {
         return Ok(());
     }
     let inner = &auth.inner;
+    // The real server's 404 names the role as if it were a binding.
     let rules = inner.rbac.rules_of(&inner.store, kind, name, request.namespace);
     owned(
         auth,
         request,
-        &rules.ok_or_else(|| Status::not_found(GROUP, plural, name))?,
+        &rules.ok_or_else(|| Status::not_found(GROUP, request.row.plural, name))?,
     )
 }
 

@@ -36,7 +36,8 @@ pub(super) async fn arrival(auth: &Auth, request: &Request<'_>) {
     // The watch begins before the look: an account that comes between the two is not missed.
     let watch = store.watch(kind, Some(request.namespace), store.version());
     let namespace = store.get(&Key::new(storage("", "namespaces"), "", request.namespace));
-    let Some(mut watch) = watch.filter(|_| namespace.is_some()) else {
+    let is_active = namespace.is_some_and(|namespace| !object::is_deleting(&namespace.value()));
+    let Some(mut watch) = watch.filter(|_| is_active) else {
         return;
     };
     while store.get(&key).is_none() {

@@ -19,6 +19,38 @@ const SPKI: [u8; 26] = [
 /// A token is a header of the Authorization kind; a longer one is not ours.
 const MAX_TOKEN: usize = 16 << 10;
 
+/// Why a token is not opened.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Refused {
+    /// It is no JWT, or says that someone else issued it.
+    Unknown,
+    /// It says that we issued it, and we did not.
+    Forged,
+}
+
+/// A JWT, taken apart and not verified.
+struct Parts<'a> {
+    signed: &'a str,
+    header: Value,
+    claims: Value,
+    signature: Vec<u8>,
+}
+
+fn parts(token: &str) -> Option<Parts<'_>> {
+    if token.len() > MAX_TOKEN {
+        return None;
+    }
+    let json = |part: &str| -> Option<Value> { serde_json::from_slice(&BASE64.decode(part).ok()?).ok() };
+    let (signed, signature) = token.rsplit_once('.')?;
+    let (header, claims) = signed.split_once('.')?;
+    Some(Parts {
+        signed,
+        header: json(header)?,
+        claims: json(claims)?,
+        signature: BASE64.decode(signature).ok()?,
+    })
+}
+
 /// Signs and opens tokens.
 pub(crate) struct SigningKey {
     pair: EcdsaKeyPair,
@@ -55,21 +87,23 @@ impl SigningKey {
         Ok(format!("{signed}.{}", BASE64.encode(signature.as_ref())))
     }
 
-    /// The claims of a token that this key signed.
-    pub(crate) fn open(&self, token: &str) -> Option<Value> {
-        if token.len() > MAX_TOKEN {
-            return None;
-        }
-        let (signed, signature) = token.rsplit_once('.')?;
-        let (header, claims) = signed.split_once('.')?;
-        let header: Value = serde_json::from_slice(&BASE64.decode(header).ok()?).ok()?;
-        if header.get("alg")?.as_str()? != "ES256" {
-            return None;
+    /// The claims of a token that this key signed for `issuer`.
+    ///
+    /// # Errors
+    /// [`Refused`].
+    pub(crate) fn open(&self, token: &str, issuer: &str) -> Result<Value, Refused> {
+        let parts = parts(token).ok_or(Refused::Unknown)?;
+        if parts.claims.get("iss").and_then(Value::as_str) != Some(issuer) {
+            return Err(Refused::Unknown);
         }
         let public = UnparsedPublicKey::new(&ECDSA_P256_SHA256_FIXED, self.pair.public_key().as_ref());
-        let signature = BASE64.decode(signature).ok()?;
-        public.verify(signed.as_bytes(), &signature).ok()?;
-        serde_json::from_slice(&BASE64.decode(claims).ok()?).ok()
+        let is_ours = parts.header.get("alg").and_then(Value::as_str) == Some("ES256")
+            && public.verify(parts.signed.as_bytes(), &parts.signature).is_ok();
+        if is_ours {
+            Ok(parts.claims)
+        } else {
+            Err(Refused::Forged)
+        }
     }
 
     /// RFC 7517.

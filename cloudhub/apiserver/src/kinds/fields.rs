@@ -2,11 +2,15 @@
 //!
 //! A check of a text answers with the real server's complaints (apimachinery `util/validation`); none means that it is right.
 
+mod at;
 mod quantity;
+mod selector;
 
 use serde_json::{Value, json};
 
+pub(crate) use at::At;
 pub(crate) use quantity::Quantity;
+pub(crate) use selector::{is_empty_selector, is_selector, labels_text, selector_matches, selector_text};
 
 use crate::object::items;
 use crate::status::Errors;

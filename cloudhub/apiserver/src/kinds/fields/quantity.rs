@@ -201,6 +201,17 @@ impl Quantity {
         scaled(self.nano, -9)
     }
 
+    /// Rounded up to whole thousandths, which is as fine as resources are counted.
+    #[must_use]
+    pub(crate) fn rounded_to_milli(mut self) -> Self {
+        let milli = self.milli().saturating_mul(NANO / 1000);
+        if milli != self.nano {
+            self.nano = milli;
+            self.kept = None;
+        }
+        self
+    }
+
     /// As the real server stores it: `0.5` is `500m`, `1024Mi` is `1Gi`, `1000` is `1k`.
     pub(crate) fn canonical(&self) -> String {
         if let Some(text) = &self.kept {

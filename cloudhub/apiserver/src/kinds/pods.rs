@@ -77,6 +77,7 @@ impl Strategy for Pods {
 
     fn prepare_create(&self, object: &mut Value) {
         object["status"] = json!({"phase": "Pending", "qosClass": resources::qos_class(object)});
+        affinity::write_out_label_keys(object);
         if !items(object, "/spec/schedulingGates").is_empty() {
             set_condition(
                 object,

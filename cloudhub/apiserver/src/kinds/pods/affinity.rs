@@ -1,14 +1,55 @@
 //! Whether the wishes for a place make sense: affinity, spreading, tolerations.
 
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::kinds::fields::{
     At, is_dns1123_label, is_dns1123_subdomain, is_label_value, is_qualified_name, label_selector,
 };
+use crate::object::items;
 use crate::status::Errors;
 
 const REQUIRED: &str = "requiredDuringSchedulingIgnoredDuringExecution";
 const PREFERRED: &str = "preferredDuringSchedulingIgnoredDuringExecution";
+
+/// Writes out `matchLabelKeys` and `mismatchLabelKeys` of a new pod: its own values become requirements of the selectors.
+pub(super) fn write_out_label_keys(pod: &mut Value) {
+    let labels = pod.pointer("/metadata/labels").cloned().unwrap_or_default();
+    for kind in ["podAffinity", "podAntiAffinity"] {
+        for (list, inner) in [(REQUIRED, ""), (PREFERRED, "/podAffinityTerm")] {
+            let list = pod.pointer_mut(&format!("/spec/affinity/{kind}/{list}"));
+            for term in list.and_then(Value::as_array_mut).into_iter().flatten() {
+                if let Some(term) = term.pointer_mut(inner) {
+                    write_out(term, &labels);
+                }
+            }
+        }
+    }
+    let constraints = pod.pointer_mut("/spec/topologySpreadConstraints");
+    for constraint in constraints.and_then(Value::as_array_mut).into_iter().flatten() {
+        write_out(constraint, &labels);
+    }
+}
+
+fn write_out(term: &mut Value, labels: &Value) {
+    let mut requirements = Vec::new();
+    for (field, operator) in [("/matchLabelKeys", "In"), ("/mismatchLabelKeys", "NotIn")] {
+        for key in items(term, field).iter().filter_map(Value::as_str) {
+            if let Some(value) = labels.get(key) {
+                requirements.push(json!({"key": key, "operator": operator, "values": [value]}));
+            }
+        }
+    }
+    // No selector matches nothing, with or without more requirements.
+    let Some(selector) = term.get_mut("labelSelector").and_then(Value::as_object_mut) else {
+        return;
+    };
+    if !requirements.is_empty() {
+        let list = selector.entry("matchExpressions").or_insert_with(|| json!([]));
+        if let Some(list) = list.as_array_mut() {
+            list.extend(requirements);
+        }
+    }
+}
 
 /// Checks `affinity`.
 pub(super) fn validate(errors: &mut Errors, at: &At) {
@@ -203,5 +244,50 @@ pub(super) fn tolerations(errors: &mut Errors, list: &At) {
         if !effect.text().is_empty() {
             effect.one_of(errors, &["NoSchedule", "PreferNoSchedule", "NoExecute"]);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn keys_to_match_become_requirements_with_the_pods_own_values() {
+        let mut pod = json!({"metadata": {"labels": {"pod-template-hash": "1"}}, "spec": {
+            "affinity": {"podAntiAffinity": {REQUIRED: [
+                {"labelSelector": {}, "matchLabelKeys": ["pod-template-hash", "absent"]}]}},
+            "topologySpreadConstraints": [{"matchLabelKeys": ["pod-template-hash"]}]}});
+        write_out_label_keys(&mut pod);
+        let term = &pod["spec"]["affinity"]["podAntiAffinity"][REQUIRED][0];
+        assert_eq!(
+            term["labelSelector"]["matchExpressions"],
+            json!([{"key": "pod-template-hash", "operator": "In", "values": ["1"]}])
+        );
+        let constraint = &pod["spec"]["topologySpreadConstraints"][0];
+        assert!(constraint.get("labelSelector").is_none());
+    }
+
+    #[test]
+    fn wishes_for_a_place_are_checked() {
+        let affinity = json!({"nodeAffinity": {REQUIRED: {"nodeSelectorTerms": []}, PREFERRED: [
+            {"weight": 0, "preference": {"matchFields": [{"key": "a", "operator": "In", "values": ["x"]}]}}]},
+            "podAffinity": {REQUIRED: [{"topologyKey": ""}]}});
+        let mut errors = Errors::default();
+        validate(&mut errors, &At::new(&affinity, "a"));
+        let words: Vec<&str> = errors.causes().iter().map(|c| c.message.as_str()).collect();
+        assert_eq!(words[0], "Required value: must have at least one node selector term");
+        assert_eq!(words[1], "Invalid value: 0: must be in the range 1-100");
+        assert_eq!(words[2], "Invalid value: \"a\": not a valid field selector key");
+        assert_eq!(words[3], "Required value: can not be empty");
+    }
+
+    #[test]
+    fn two_constraints_of_one_kind_are_one_too_many() {
+        let constraint = json!({"maxSkew": 1, "topologyKey": "zone", "whenUnsatisfiable": "DoNotSchedule"});
+        let list = json!([constraint, constraint]);
+        let mut errors = Errors::default();
+        spread(&mut errors, &At::new(&list, "t"));
+        assert_eq!(errors.causes().len(), 1);
+        assert_eq!(errors.causes()[0].message, "Duplicate value: \"{zone, DoNotSchedule}\"");
     }
 }

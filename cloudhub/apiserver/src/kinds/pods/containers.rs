@@ -20,8 +20,6 @@ pub(super) struct Around<'a> {
     pub(super) restart_policy: &'a str,
     /// Whether the containers' users are the host's.
     pub(super) host_users: bool,
-    /// `spec.os.name`.
-    pub(super) os: &'a str,
     /// Whether it is a pod, not a template: surrounding blanks of images count only there.
     pub(super) is_pod: bool,
 }
@@ -452,9 +450,6 @@ fn hooks(errors: &mut Errors, container: &At, around: &Around) {
             handler(errors, &hook, around.grace);
         }
     }
-    if let Some(signal) = lifecycle.child("stopSignal").set() {
-        stop_signal(errors, &signal, around.os);
-    }
     for name in ["livenessProbe", "readinessProbe", "startupProbe"] {
         let Some(probe) = container.child(name).set() else {
             continue;
@@ -483,28 +478,6 @@ fn hooks(errors: &mut Errors, container: &At, around: &Around) {
         }
     }
 }
-
-fn stop_signal(errors: &mut Errors, signal: &At, os: &str) {
-    match os {
-        "" => signal.forbidden(errors, "may not be set for containers with empty `spec.os.name`"),
-        "windows" => signal.one_of(errors, &["SIGKILL", "SIGTERM"]),
-        _ => {
-            let mut names: Vec<String> = SIGNALS.iter().map(|name| format!("SIG{name}")).collect();
-            names.extend((1..=15).map(|n| format!("SIGRTMIN+{n}")));
-            names.extend((1..=14).map(|n| format!("SIGRTMAX-{n}")));
-            names.sort_unstable();
-            let names: Vec<&str> = names.iter().map(String::as_str).collect();
-            signal.one_of(errors, &names);
-        }
-    }
-}
-
-/// Signals of Linux, beside those counted from `SIGRTMIN` and `SIGRTMAX`.
-const SIGNALS: [&str; 36] = [
-    "ABRT", "ALRM", "BUS", "CHLD", "CLD", "CONT", "FPE", "HUP", "ILL", "INT", "IO", "IOT", "KILL", "PIPE", "POLL",
-    "PROF", "PWR", "QUIT", "RTMAX", "RTMIN", "SEGV", "STKFLT", "STOP", "SYS", "TERM", "TRAP", "TSTP", "TTIN", "TTOU",
-    "URG", "USR1", "USR2", "VTALRM", "WINCH", "XCPU", "XFSZ",
-];
 
 /// One thing to do: exec, httpGet, tcpSocket, grpc or sleep.
 fn handler(errors: &mut Errors, at: &At, grace: Option<i64>) {

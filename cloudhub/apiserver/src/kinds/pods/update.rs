@@ -107,12 +107,48 @@ fn node_wishes(errors: &mut Errors, spec: &At, after: &mut Value, before: &Value
         selector.invalid(errors, words);
     }
     carry(after, before, "nodeSelector");
-    if before.pointer("/affinity/nodeAffinity").is_none() {
-        if let Some(affinity) = after.get_mut("affinity").and_then(Value::as_object_mut) {
-            affinity.shift_remove("nodeAffinity");
-            if affinity.is_empty() && before.get("affinity").is_none() {
-                carry(after, before, "affinity");
-            }
+    let wish = "/affinity/nodeAffinity";
+    let none = Value::Null;
+    let (old, new) = (
+        before.pointer(wish).unwrap_or(&none),
+        after.pointer(wish).unwrap_or(&none),
+    );
+    if same(old, new) {
+        return;
+    }
+    node_terms(errors, new, old);
+    // With the wish taken back, what is left of the affinity must be what it was.
+    let affinity = map(after, "affinity");
+    match before.pointer(wish) {
+        Some(old) => affinity.insert("nodeAffinity".into(), old.clone()),
+        None => affinity.shift_remove("nodeAffinity"),
+    };
+    if affinity.is_empty() && before.get("affinity").is_none() {
+        carry(after, before, "affinity");
+    }
+}
+
+/// Terms that a node must meet may only gain requirements.
+fn node_terms(errors: &mut Errors, new: &Value, old: &Value) {
+    let terms = "/requiredDuringSchedulingIgnoredDuringExecution/nodeSelectorTerms";
+    let path = "spec.affinity.nodeAffinity.requiredDuringSchedulingIgnoredDuringExecution.nodeSelectorTerms";
+    let (now, before) = (items(new, terms), items(old, terms));
+    if !before.is_empty() && now.len() != before.len() {
+        let words = "no additions/deletions to non-empty NodeSelectorTerms list are allowed";
+        errors.invalid(path, &json!(now), words);
+        return;
+    }
+    for (index, (now, before)) in now.iter().zip(before).enumerate() {
+        let lists = ["/matchExpressions", "/matchFields"];
+        let grows = lists.iter().all(|list| {
+            let (now, before) = (items(now, list), items(before, list));
+            now.len() >= before.len() && now.iter().zip(before).all(|(a, b)| same(a, b))
+        });
+        let matched_nothing = lists.iter().all(|list| items(before, list).is_empty());
+        let matches_more = lists.iter().any(|list| !items(now, list).is_empty());
+        if !grows || matched_nothing && matches_more {
+            let words = "only additions are allowed (no mutations or deletions)";
+            errors.invalid(format!("{path}[{index}]"), now, words);
         }
     }
 }
@@ -454,6 +490,28 @@ mod tests {
              tolerations),`spec.terminationGracePeriodSeconds` (allow it to be set to 1 if it was previously negative)\n@@ -"
         ));
         assert!(fault.contains("+   \"command\": [\n"), "{fault}");
+    }
+
+    #[test]
+    fn a_gated_pod_may_become_choosier_about_its_node() {
+        let mut current = pod();
+        current["spec"]["schedulingGates"] = json!([{"name": "g"}]);
+        current["spec"]["nodeSelector"] = json!({"a": "b"});
+        let check = |object: &Value| {
+            let mut errors = Errors::default();
+            validate(&mut errors, object, &current);
+            errors.causes().iter().map(|c| c.field.clone()).collect::<Vec<_>>()
+        };
+        let mut object = current.clone();
+        object["spec"]["nodeSelector"]["c"] = json!("d");
+        let term = json!({"matchExpressions": [{"key": "k", "operator": "Exists"}]});
+        object["spec"]["affinity"] =
+            json!({"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": [term]}}});
+        object["spec"]["schedulingGates"] = json!([]);
+        assert!(check(&object).is_empty());
+        object["spec"]["nodeSelector"] = json!({});
+        object["spec"]["schedulingGates"] = json!([{"name": "h"}]);
+        assert_eq!(check(&object), ["spec.schedulingGates[0].name", "spec.nodeSelector"]);
     }
 
     #[test]

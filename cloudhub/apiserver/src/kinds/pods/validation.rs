@@ -89,7 +89,6 @@ fn validate_spec(errors: &mut Errors, spec: &At, is_pod: bool) {
         grace: grace.number(),
         restart_policy: spec.child("restartPolicy").text(),
         host_users: spec.child("hostUsers").value != false,
-        os: spec.down(&["os", "name"]).text(),
         is_pod,
     };
     containers::validate(errors, spec, &around);
@@ -142,9 +141,12 @@ fn host_network_ports(errors: &mut Errors, spec: &At, is_pod: bool) {
     }
 }
 
+/// Complaints about a text.
+type Check = fn(&str) -> Vec<String>;
+
 /// Fields that are names or numbers of a simple kind.
 fn names(errors: &mut Errors, spec: &At) {
-    let checks: [(&str, fn(&str) -> Vec<String>); 6] = [
+    let checks: [(&str, Check); 6] = [
         ("serviceAccountName", is_dns1123_subdomain),
         ("nodeName", is_dns1123_subdomain),
         ("hostname", is_dns1123_label),

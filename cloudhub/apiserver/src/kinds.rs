@@ -138,6 +138,11 @@ pub trait Strategy: Sync + std::fmt::Debug {
     /// From what is stored to the version of this row.
     fn from_storage(&self, _object: &mut Value) {}
 
+    /// Whether a change of annotations counts as a generation (Deployment).
+    fn annotations_count(&self) -> bool {
+        false
+    }
+
     /// Rules for names: true for those that are path segments only (RBAC), else DNS-1123 subdomains.
     fn any_name(&self) -> bool {
         false

@@ -127,6 +127,7 @@ impl Registry {
             ..target.clone()
         };
         let mut request = request(target, Operation::Create, Some(&mut object), None);
+        self.admission.settle(&request).await;
         let mut warnings = self.admission.mutate(&mut request)?;
         row.strategy.default(&mut object);
         metadata::fresh(target, &mut object);
@@ -309,7 +310,8 @@ impl Registry {
         target.invalid(target.name, errors)?;
         self.admission
             .validate(&request_of(target, Operation::Update, &mut object, Some(current)))?;
-        if part == Part::Main {
+        // The real server warns of a pod only when it is made.
+        if part == Part::Main && target.row.storage != "pods" {
             warnings.extend(strategy.warnings(&object));
         }
         Ok((object, warnings))

@@ -88,7 +88,7 @@ impl Stored {
         let fields = row
             .into_iter()
             .flat_map(|r| r.selectable)
-            .map(|(label, pointer)| (*label, field(value, pointer)));
+            .map(|(label, pointer)| (*label, field(value, label, pointer)));
         Self {
             labels: labels.collect(),
             fields: fields.collect(),
@@ -113,12 +113,13 @@ impl Stored {
     }
 }
 
-/// A field as a selector compares it: booleans as words, absent as "".
-fn field(value: &Value, pointer: &str) -> String {
+/// A field as a selector compares it: booleans as words, absent as "" or, for a boolean, as `false`.
+fn field(value: &Value, label: &str, pointer: &str) -> String {
     match value.pointer(pointer) {
         Some(Value::String(text)) => text.clone(),
         Some(Value::Bool(flag)) => flag.to_string(),
         Some(Value::Number(number)) => number.to_string(),
+        _ if matches!(label, "spec.hostNetwork" | "spec.unschedulable") => "false".into(),
         _ => String::new(),
     }
 }

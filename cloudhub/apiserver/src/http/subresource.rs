@@ -268,6 +268,14 @@ async fn evict(call: &Call, place: &Place, request: Request<Incoming>) -> Result
         options.resource_version = Some(object::text(&pod, "/metadata/resourceVersion").to_owned());
     }
     target.subresource = "";
+    if budget.is_some() && options.resource_version.is_none() {
+        let mark = |current: &Value| {
+            let mut pod = without_version(current);
+            policy::mark_evicted(&mut pod);
+            Ok(pod)
+        };
+        registry.change(&target, Part::Computed, mark).await?;
+    }
     match registry.delete(&target, &options).await {
         Err(status) if status.code == 409 && options.uid.is_none() => {
             Err(budget.map_or(status, |budget| policy::still_processing(&budget)))

@@ -187,7 +187,9 @@ pub(super) fn count_generation(row: &Row, part: Part, object: &mut Value, curren
         fields
     };
     let began = object::is_deleting(object) && !object::is_deleting(current);
-    if began || desired(object) != desired(current) {
+    let annotations = |value: &Value| value.pointer("/metadata/annotations").cloned();
+    let annotated = row.strategy.annotations_count() && annotations(object) != annotations(current);
+    if began || annotated || desired(object) != desired(current) {
         let generation = current
             .pointer("/metadata/generation")
             .and_then(Value::as_i64)

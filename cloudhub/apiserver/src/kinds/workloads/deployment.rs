@@ -27,6 +27,10 @@ pub(super) fn fill_template(object: &mut Value) {
 pub(super) struct Deployments;
 
 impl Strategy for Deployments {
+    fn annotations_count(&self) -> bool {
+        true
+    }
+
     fn default(&self, object: &mut Value) {
         let spec = map(object, "spec");
         default(spec, "replicas", 1);

@@ -194,6 +194,9 @@ fn delete_from_list(original: &mut Fields, field: &str, gone: Value, place: Plac
     let (Some(Value::Array(items)), Value::Array(gone)) = (original.get_mut(field), gone) else {
         return Ok(());
     };
+    if items.is_empty() && gone.is_empty() {
+        return Ok(());
+    }
     let meta = place.field(field)?;
     if items.iter().chain(&gone).any(Value::is_object) {
         *items = merge_list(std::mem::take(items), gone, &meta)?;

@@ -213,81 +213,72 @@ fn component(kind: Gvk) -> Option<String> {
 }
 
 fn add_row(out: &mut Map<String, Value>, row: &Row) {
-    let kind = Gvk(row.group, row.version, row.kind);
-    let list = component_of_list(row);
-    let (middle, scope) = (
-        camel(row.group, row.version),
-        if row.namespaced { "Namespaced" } else { "" },
-    );
-    let own = component(kind);
-    let status = component(Gvk("", "v1", "Status"));
-    let options = component(Gvk("", "v1", "DeleteOptions"));
-    let operation = |action, verb: &str, body: Option<&String>, answer: Option<&String>| Operation {
-        action,
-        id: format!(
-            "{verb}{middle}{}{scope}{}",
-            if verb == "delete" && action == "deletecollection" {
-                "Collection"
-            } else {
-                ""
-            },
-            row.kind
-        ),
-        tag: tag(row.group, row.version),
-        kind,
-        body: body.cloned(),
-        answer: answer.cloned(),
-    };
     let base = collection(row.group, row.version, row.plural, row.namespaced);
-    let mut item = Map::new();
-    item.insert("get".into(), operation("list", "list", None, list.as_ref()).to_json());
-    item.insert(
-        "post".into(),
-        operation("post", "create", own.as_ref(), own.as_ref()).to_json(),
-    );
-    let all = operation("deletecollection", "delete", options.as_ref(), status.as_ref());
-    item.insert("delete".into(), all.to_json());
-    item.insert("parameters".into(), path_parameters(&base));
-    out.insert(base.clone(), item.into());
-
     let path = format!("{base}/{{name}}");
-    let mut item = Map::new();
-    item.insert("get".into(), operation("get", "read", None, own.as_ref()).to_json());
-    item.insert(
-        "put".into(),
-        operation("put", "replace", own.as_ref(), own.as_ref()).to_json(),
-    );
-    item.insert(
-        "delete".into(),
-        operation("delete", "delete", options.as_ref(), status.as_ref()).to_json(),
-    );
-    item.insert(
-        "patch".into(),
-        operation("patch", "patch", None, own.as_ref()).to_json(),
-    );
-    item.insert("parameters".into(), path_parameters(&path));
-    out.insert(path.clone(), item.into());
-
+    add_item(out, base, operations(row, &["list", "post", "deletecollection"]));
+    add_item(out, path.clone(), operations(row, &["get", "put", "delete", "patch"]));
+    let middle = camel(row.group, row.version);
     if row.namespaced {
-        let everywhere = format!("{}/{}", root(row.group, row.version), row.plural);
-        let mut list = operation("list", "list", None, list.as_ref());
+        let mut list = operation(row, "list");
         list.id = format!("list{middle}{}ForAllNamespaces", row.kind);
-        out.insert(everywhere, json!({"get": list.to_json()}));
+        let everywhere = format!("{}/{}", root(row.group, row.version), row.plural);
+        add_item(out, everywhere, Map::from_iter([("get".to_owned(), list.to_json())]));
     }
     let subresources = [
-        ("status", row.status, kind),
+        ("status", row.status, Gvk(row.group, row.version, row.kind)),
         ("scale", row.scale, Gvk("autoscaling", "v1", "Scale")),
     ];
     for (name, _, kind) in subresources.into_iter().filter(|s| s.1) {
-        let id = format!("{middle}{scope}{}{}", row.kind, capital(name));
+        let id = format!("{middle}{}{}{}", scope(row.namespaced), row.kind, capital(name));
         let item = subresource(&["get", "put", "patch"], kind, &id, tag(row.group, row.version));
         add_item(out, format!("{path}/{name}"), item);
     }
 }
 
+fn scope(namespaced: bool) -> &'static str {
+    if namespaced { "Namespaced" } else { "" }
+}
+
+/// A path's methods, by what they do.
+fn operations(row: &Row, actions: &[&'static str]) -> Map<String, Value> {
+    let method = |action: &str| match action {
+        "list" => "get".to_owned(),
+        "deletecollection" => "delete".to_owned(),
+        same => same.to_owned(),
+    };
+    let both = |action: &&'static str| (method(action), operation(row, action).to_json());
+    actions.iter().map(both).collect()
+}
+
+/// What is asked of a row's objects themselves.
+fn operation(row: &Row, action: &'static str) -> Operation {
+    let kind = Gvk(row.group, row.version, row.kind);
+    let own = component(kind);
+    let status = || component(Gvk("", "v1", "Status"));
+    let options = || component(Gvk("", "v1", "DeleteOptions"));
+    let (verb, body, answer) = match action {
+        "list" => ("list", None, component_of_list(row)),
+        "post" => ("create", own.clone(), own),
+        "put" => ("replace", own.clone(), own),
+        "patch" => ("patch", None, own),
+        "delete" | "deletecollection" => ("delete", options(), status()),
+        _ => ("read", None, own),
+    };
+    let all = if action == "deletecollection" { "Collection" } else { "" };
+    let middle = camel(row.group, row.version);
+    Operation {
+        action,
+        id: format!("{verb}{middle}{all}{}{}", scope(row.namespaced), row.kind),
+        tag: tag(row.group, row.version),
+        kind,
+        body,
+        answer,
+    }
+}
+
 fn add_extra(out: &mut Map<String, Value>, extra: &Extra) {
-    let scope = if extra.namespaced { "Namespaced" } else { "" };
-    let id = format!("{}{scope}{}", camel(extra.group, extra.version), extra.id);
+    let middle = camel(extra.group, extra.version);
+    let id = format!("{middle}{}{}", scope(extra.namespaced), extra.id);
     let item = subresource(extra.methods, extra.kind, &id, tag(extra.group, extra.version));
     let path = collection(extra.group, extra.version, extra.path, extra.namespaced);
     add_item(out, path, item);
@@ -409,86 +400,93 @@ fn answer_text(code: &str) -> &'static str {
     }
 }
 
-/// Query parameters by action: name, type, what it does.
-fn parameters(action: &str) -> Vec<Value> {
-    let write = [
-        (
-            "dryRun",
-            "string",
-            "With the value All, everything is checked and nothing is stored.",
-        ),
-        ("fieldManager", "string", "Who changes the object."),
-        (
-            "fieldValidation",
-            "string",
-            "What unknown and duplicate fields are: Ignore drops them, Warn drops them with a warning, Strict refuses the request.",
-        ),
-    ];
-    let list = [
-        (
-            "allowWatchBookmarks",
-            "boolean",
-            "Bookmarks may be among the events of a watch.",
-        ),
-        (
-            "continue",
-            "string",
-            "Goes on with a list where an earlier answer's token says.",
-        ),
-        ("fieldSelector", "string", "Only objects whose fields match."),
-        ("labelSelector", "string", "Only objects whose labels match."),
-        ("limit", "integer", "At most so many objects in one answer."),
-        (
-            "resourceVersion",
-            "string",
-            "How old the answer may be, or where a watch begins.",
-        ),
-        ("resourceVersionMatch", "string", "How resourceVersion is meant."),
-        (
-            "sendInitialEvents",
-            "boolean",
-            "A watch begins with the objects that there are.",
-        ),
-        ("timeoutSeconds", "integer", "Ends the request after so many seconds."),
-        ("watch", "boolean", "Sends changes as they come instead of a list."),
-    ];
-    let delete = [
-        (
-            "dryRun",
-            "string",
-            "With the value All, everything is checked and nothing is deleted.",
-        ),
-        (
-            "gracePeriodSeconds",
-            "integer",
-            "How long the object may take to end; 0: at once.",
-        ),
-        (
-            "propagationPolicy",
-            "string",
-            "What becomes of dependents: Orphan, Background or Foreground.",
-        ),
-    ];
-    let force = (
-        "force",
+/// A query parameter: name, type, what it does.
+type Parameter = (&'static str, &'static str, &'static str);
+
+const WRITE: [Parameter; 3] = [
+    (
+        "dryRun",
+        "string",
+        "With the value All, everything is checked and nothing is stored.",
+    ),
+    ("fieldManager", "string", "Who changes the object."),
+    (
+        "fieldValidation",
+        "string",
+        "What unknown and duplicate fields are: Ignore drops them, Warn drops them with a warning, Strict refuses the request.",
+    ),
+];
+
+const FORCE: Parameter = (
+    "force",
+    "boolean",
+    "Takes over what others manage; only for server-side apply.",
+);
+
+const LIST: [Parameter; 10] = [
+    (
+        "allowWatchBookmarks",
         "boolean",
-        "Takes over fields that others manage; only for server-side apply.",
-    );
-    let chosen: Vec<(&str, &str, &str)> = match action {
-        "post" | "put" => write.into(),
-        "patch" => write.into_iter().chain([force]).collect(),
-        "list" => list.into(),
-        "delete" => delete.into(),
+        "Bookmarks may be among the events of a watch.",
+    ),
+    (
+        "continue",
+        "string",
+        "Goes on with a list where an earlier answer's token says.",
+    ),
+    ("fieldSelector", "string", "Only objects whose fields match."),
+    ("labelSelector", "string", "Only objects whose labels match."),
+    ("limit", "integer", "At most so many objects in one answer."),
+    (
+        "resourceVersion",
+        "string",
+        "How old the answer may be, or where a watch begins.",
+    ),
+    ("resourceVersionMatch", "string", "How resourceVersion is meant."),
+    (
+        "sendInitialEvents",
+        "boolean",
+        "A watch begins with the objects that there are.",
+    ),
+    ("timeoutSeconds", "integer", "Ends the request after so many seconds."),
+    ("watch", "boolean", "Sends changes as they come instead of a list."),
+];
+
+const DELETE: [Parameter; 3] = [
+    (
+        "dryRun",
+        "string",
+        "With the value All, everything is checked and nothing is deleted.",
+    ),
+    (
+        "gracePeriodSeconds",
+        "integer",
+        "How long the object may take to end; 0: at once.",
+    ),
+    (
+        "propagationPolicy",
+        "string",
+        "What becomes of dependents: Orphan, Background or Foreground.",
+    ),
+];
+
+/// Query parameters by action.
+fn parameters(action: &str) -> Vec<Value> {
+    let chosen: Vec<Parameter> = match action {
+        "post" | "put" => WRITE.into(),
+        "patch" => WRITE.into_iter().chain([FORCE]).collect(),
+        "list" => LIST.into(),
+        "delete" => DELETE.into(),
         "deletecollection" => {
-            let fits = |p: &(&str, &str, &str)| matches!(p.0, "fieldSelector" | "labelSelector" | "limit" | "continue");
-            delete.into_iter().chain(list.into_iter().filter(fits)).collect()
+            let fits = |p: &Parameter| matches!(p.0, "fieldSelector" | "labelSelector" | "limit" | "continue");
+            DELETE.into_iter().chain(LIST.into_iter().filter(fits)).collect()
         }
         _ => Vec::new(),
     };
     chosen.into_iter().map(query).collect()
 }
 
-fn query((name, kind, description): (&str, &str, &str)) -> Value {
+fn query((name, kind, description): Parameter) -> Value {
     json!({"name": name, "in": "query", "description": description, "schema": {"type": kind, "uniqueItems": true}})
 }
 

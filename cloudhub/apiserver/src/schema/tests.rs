@@ -231,6 +231,14 @@ fn what_go_always_writes_is_added_once() {
     let mut role = json!({"metadata": {"name": "a"}});
     complete(&mut role, "rbac.authorization.k8s.io/v1", "ClusterRole");
     assert_eq!(role, json!({"metadata": {"name": "a"}, "rules": null}));
+    let mut deployment = json!({"metadata": {}, "spec": {"template": {"spec": {"containers": []}}}});
+    complete(&mut deployment, "apps/v1", "Deployment");
+    assert_eq!(
+        deployment,
+        json!({"metadata": {}, "status": {}, "spec": {
+            "selector": null, "strategy": {}, "template": {"metadata": {}, "spec": {"containers": []}},
+        }})
+    );
 }
 
 #[test]

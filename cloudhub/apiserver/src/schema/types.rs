@@ -138,14 +138,13 @@ impl Shape {
     /// The type as Go prints it.
     pub(super) fn go_name(self) -> String {
         match self {
-            Self::Text => "string".into(),
+            // Go reads times from texts of their own.
+            Self::Text | Self::Time | Self::MicroTime => "string".into(),
             Self::Bool => "bool".into(),
             Self::Int32 => "int32".into(),
             Self::Int64 => "int64".into(),
             Self::Double => "float64".into(),
             Self::Bytes => "[]uint8".into(),
-            Self::Time => "v1.Time".into(),
-            Self::MicroTime => "v1.MicroTime".into(),
             Self::Quantity => "resource.Quantity".into(),
             Self::IntOrString => "intstr.IntOrString".into(),
             Self::Any | Self::Struct => "interface {}".into(),

@@ -438,7 +438,8 @@ fn always_written(field: &Field) -> Option<Value> {
         return field.written.then_some(Value::Null);
     }
     match what {
-        What::Struct(_) => field.value.then(|| what.zero()),
+        What::Struct(_) if !field.value => field.written.then_some(Value::Null),
+        What::Struct(_) => Some(what.zero()),
         // References to what is no struct: times, quantities, ports.
         What::Scalar(_) if matches!(field.shape, Shape::Ref(_)) => field.value.then(|| what.zero()),
         _ => field.written.then(|| what.zero()),

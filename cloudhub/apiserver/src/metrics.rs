@@ -12,8 +12,8 @@ use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use futures::future::BoxFuture;
 use futures::StreamExt as _;
+use futures::future::BoxFuture;
 use serde_json::{Map, Value, json};
 use time::OffsetDateTime;
 use tokio::time::{Instant, sleep, timeout};

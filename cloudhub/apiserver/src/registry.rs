@@ -157,7 +157,7 @@ impl Registry {
             services::allocate(&self.store, &mut object, &self.ranges)?;
         }
         let exists = || Status::already_exists(row.group, row.plural, target.name);
-        let object = metadata::in_order(object);
+        let object = metadata::finished(row, object);
         if target.dry_run {
             return if self.store.latest(&target.key()).is_some() {
                 Err(exists())
@@ -201,7 +201,11 @@ impl Registry {
             let _held = self.addresses.lock().await;
             services::allocate(&self.store, &mut object, &self.ranges)?;
         }
-        match self.store.put(key, Expect::Absent, metadata::in_order(object)).await {
+        match self
+            .store
+            .put(key, Expect::Absent, metadata::finished(row, object))
+            .await
+        {
             Ok(_) | Err(WriteError::Conflict) => Ok(()),
             Err(error) => Err(unavailable(&error)),
         }
@@ -252,7 +256,7 @@ impl Registry {
         if held.is_some() {
             services::allocate(&self.store, &mut object, &self.ranges)?;
         }
-        let object = metadata::in_order(object);
+        let object = metadata::finished(target.row, object);
         if target.dry_run || same(&object, current) {
             return Ok(Written { object, warnings });
         }

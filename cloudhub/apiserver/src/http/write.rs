@@ -143,7 +143,8 @@ async fn patch(call: &Call, target: &Target<'_>, part: Part, request: Request<In
                 return Err(Status::bad_request(format!("a patch may not change {field}")));
             }
         }
-        let decoded = schema::conform(patched, &version, row.kind)?;
+        let decoded = schema::conform(patched.clone(), &version, row.kind)
+            .map_err(|why| patch::refuse(kind, &body, &patched, &why.message))?;
         warnings = validation.judge(decoded.faults, &version, row.kind)?;
         let mut object = decoded.object;
         keep_version(&body, kind, &mut object);

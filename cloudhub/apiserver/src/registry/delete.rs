@@ -106,7 +106,7 @@ impl Registry {
                 return Ok(Deleted { object, gone });
             }
             let expect = Expect::Version(stored.resource_version);
-            let object = metadata::in_order(object);
+            let object = metadata::finished(target.row, object);
             let written = if gone {
                 self.store.delete(target.key(), expect, Some(object)).await
             } else {

@@ -6,6 +6,7 @@ use uuid::Uuid;
 use super::{Part, Target};
 use crate::kinds::{Row, fields};
 use crate::object;
+use crate::schema;
 use crate::status::{Errors, Status};
 
 /// The real server's words for a lost race.
@@ -82,8 +83,10 @@ fn storage_version(row: &Row) -> String {
         .api_version()
 }
 
-/// `kind`, `apiVersion`, `metadata` first, as the real server prints them: lists drop the first two by cutting them off.
-pub(super) fn in_order(object: Value) -> Value {
+/// The object as it is stored: what Go always writes is there, and `kind`, `apiVersion`, `metadata` come first, as the real server
+/// prints them: lists drop the first two by cutting them off.
+pub(super) fn finished(row: &Row, mut object: Value) -> Value {
+    schema::complete(&mut object, &storage_version(row), row.kind);
     let Value::Object(mut fields) = object else {
         return object;
     };

@@ -22,7 +22,7 @@ pub mod wait;
 pub mod yaml;
 
 pub use edge::Edge;
-pub use hub::Hub;
+pub use hub::{Above, Hub};
 pub use kubectl::Kubectl;
 pub use plane::ControlPlane;
 pub use site::Site;

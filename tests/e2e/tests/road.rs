@@ -1,4 +1,4 @@
-//! Suite `road`: the tests that cross the whole road, above an unmodified kube-apiserver.
+//! Suite `road`: the tests that cross the whole road, each above an unmodified kube-apiserver and above the hub's own API.
 
 use std::fs;
 use std::process::Stdio;
@@ -6,12 +6,57 @@ use std::time::{Duration, Instant};
 
 use kit::kubectl::{condition, is_true};
 use kit::wait::State;
-use kit::{Edge, Hub, Site, wait_for, yaml};
+use kit::{Above, Edge, Hub, Site, wait_for, yaml};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 /// What a busy machine of two cores may need for a pod start that takes 0.2 s on an idle one.
 const START: Duration = Duration::from_secs(60);
+
+/// How a test gets its hub.
+type Start = for<'a> fn(&'a Site) -> Hub<'a>;
+
+fn kubernetes(site: &Site) -> Hub<'_> {
+    Hub::start(site).expect("a hub above an unmodified control plane")
+}
+
+fn embedded(site: &Site) -> Hub<'_> {
+    Hub::embedded(site).expect("a hub with its own API")
+}
+
+/// Each test twice, in modules that say above what.
+macro_rules! above_both {
+    ($($name:ident),+ $(,)?) => {
+        mod above_kubernetes {
+            $(
+                #[test]
+                fn $name() {
+                    super::$name(super::kubernetes);
+                }
+            )+
+        }
+
+        mod above_embedded {
+            $(
+                #[test]
+                fn $name() {
+                    super::$name(super::embedded);
+                }
+            )+
+        }
+    };
+}
+
+above_both!(
+    pod_runs_and_kubectl_reaches_it,
+    pod_survives_hub_death_container_death_and_reset,
+    edgecore_restart_touches_no_container,
+    pod_deleted_while_node_is_away_goes_on_return,
+    configuration_changed_while_away_arrives,
+    workloads_roll_out,
+    deleted_node_of_a_robot_comes_back,
+    kubectl_follows_logs_attaches_and_debugs,
+);
 
 fn robot<'a>(site: &'a Site, hub: &Hub) -> Edge<'a> {
     let mut edge = Edge::new(site, 1, "robot-1").expect("a machine");
@@ -27,10 +72,9 @@ fn kill_container(pid: u32) {
     kill(Pid::from_raw(pid.cast_signed()), Signal::SIGKILL).expect("the container's process is there");
 }
 
-#[test]
-fn pod_runs_and_kubectl_reaches_it() {
+fn pod_runs_and_kubectl_reaches_it(start: Start) {
     let site = Site::new().expect("a site");
-    let hub = Hub::start(&site).expect("a hub");
+    let hub = start(&site);
     let edge = robot(&site, &hub);
     hub.kubectl.apply(&yaml::furnished_pod("web")).expect("apply");
     hub.kubectl
@@ -49,6 +93,9 @@ fn pod_runs_and_kubectl_reaches_it() {
     reads_logs_and_executes(&hub, &edge);
     copies_files(&site, &hub);
     forwards_ports(&site, &hub);
+    if matches!(hub.above, Above::Embedded) {
+        shows_usage(&hub);
+    }
     let described = hub.kubectl.run(&["describe", "pod", "web"]).expect("describe");
     for reason in ["Pulled", "Created", "Started"] {
         assert!(described.contains(reason), "{reason} in {described}");
@@ -93,6 +140,23 @@ fn reads_logs_and_executes(hub: &Hub, edge: &Edge) {
     );
 }
 
+/// The real control plane has no metrics of its own.
+fn shows_usage(hub: &Hub) {
+    let top = |args: &[&str], wanted: &str| {
+        let ((), _) = wait_for(&format!("kubectl {args:?} shows {wanted}"), START, || {
+            match hub.kubectl.run(args) {
+                Ok(text) if text.contains(wanted) && !text.contains("<unknown>") => State::Done(()),
+                Ok(text) => State::Not(text),
+                Err(error) => State::Not(error.to_string()),
+            }
+        })
+        .unwrap_or_else(|e| panic!("{e}\n{}", hub.tail()));
+    };
+    top(&["top", "node"], "robot-1");
+    top(&["top", "pod", "web", "--containers"], "main");
+    top(&["top", "pod", "-A", "-l", "app=web"], "web");
+}
+
 fn copies_files(site: &Site, hub: &Hub) {
     let (here, back) = (site.dir().join("sent"), site.dir().join("returned"));
     let content: Vec<u8> = (0..300_000_u32)
@@ -135,10 +199,9 @@ fn forwards_ports(site: &Site, hub: &Hub) {
     assert!(!answer.expect("port-forward").0.is_empty());
 }
 
-#[test]
-fn pod_survives_hub_death_container_death_and_reset() {
+fn pod_survives_hub_death_container_death_and_reset(start: Start) {
     let site = Site::new().expect("a site");
-    let mut hub = Hub::start(&site).expect("a hub");
+    let mut hub = start(&site);
     let mut edge = robot(&site, &hub);
     hub.kubectl.apply(&yaml::furnished_pod("web")).expect("apply");
     let (pod, _) = hub
@@ -205,10 +268,9 @@ fn is_furnished(pid: u32) {
     assert_eq!(token.split('.').count(), 3, "a JWT");
 }
 
-#[test]
-fn edgecore_restart_touches_no_container() {
+fn edgecore_restart_touches_no_container(start: Start) {
     let site = Site::new().expect("a site");
-    let hub = Hub::start(&site).expect("a hub");
+    let hub = start(&site);
     let mut edge = robot(&site, &hub);
     hub.kubectl.apply(&yaml::furnished_pod("web")).expect("apply");
     hub.kubectl.apply(&yaml::http_pod("httpd")).expect("apply");
@@ -244,10 +306,9 @@ fn edgecore_restart_touches_no_container() {
     );
 }
 
-#[test]
-fn pod_deleted_while_node_is_away_goes_on_return() {
+fn pod_deleted_while_node_is_away_goes_on_return(start: Start) {
     let site = Site::new().expect("a site");
-    let hub = Hub::start(&site).expect("a hub");
+    let hub = start(&site);
     let edge = robot(&site, &hub);
     hub.kubectl.apply(&yaml::furnished_pod("web")).expect("apply");
     hub.kubectl
@@ -295,10 +356,9 @@ fn pod_deleted_while_node_is_away_goes_on_return() {
     .expect("the last pod goes");
 }
 
-#[test]
-fn configuration_changed_while_away_arrives() {
+fn configuration_changed_while_away_arrives(start: Start) {
     let site = Site::new().expect("a site");
-    let hub = Hub::start(&site).expect("a hub");
+    let hub = start(&site);
     let edge = robot(&site, &hub);
     hub.kubectl.apply(&yaml::furnished_pod("web")).expect("apply");
     hub.kubectl
@@ -339,10 +399,9 @@ fn configuration_changed_while_away_arrives() {
     );
 }
 
-#[test]
-fn workloads_roll_out() {
+fn workloads_roll_out(start: Start) {
     let site = Site::new().expect("a site");
-    let hub = Hub::start(&site).expect("a hub");
+    let hub = start(&site);
     let edge = robot(&site, &hub);
     hub.kubectl.apply(yaml::WORKLOADS).expect("apply");
     for name in ["deployment/web", "daemonset/agent"] {
@@ -380,10 +439,9 @@ fn workloads_roll_out() {
     .expect("all gone");
 }
 
-#[test]
-fn deleted_node_of_a_robot_comes_back() {
+fn deleted_node_of_a_robot_comes_back(start: Start) {
     let site = Site::new().expect("a site");
-    let hub = Hub::start(&site).expect("a hub");
+    let hub = start(&site);
     let edge = robot(&site, &hub);
     hub.kubectl.apply(&yaml::furnished_pod("web")).expect("apply");
     hub.kubectl
@@ -416,4 +474,139 @@ fn deleted_node_of_a_robot_comes_back() {
         before.id,
         "nothing stopped"
     );
+}
+
+/// Prints three lines, then what it hears.
+const TALKER: &str = r"apiVersion: v1
+kind: Pod
+metadata: {name: talker, labels: {app: talker}}
+spec:
+  terminationGracePeriodSeconds: 1
+  containers:
+  - name: main
+    image: kedge.dev/demo:1
+    stdin: true
+    command: [sh, -c, 'echo one; echo two; echo three; while read line; do echo heard $line; done; sleep 100000']
+";
+
+/// A kubectl that runs on; what it prints goes to `file`.
+fn background(hub: &Hub, args: &[&str], file: &std::path::Path) -> std::process::Child {
+    hub.kubectl
+        .command(args)
+        .stdin(Stdio::piped())
+        .stdout(fs::File::create(file).expect("a file"))
+        .stderr(Stdio::null())
+        .spawn()
+        .expect("kubectl")
+}
+
+fn wait_text(what: &str, wanted: &str, mut read: impl FnMut() -> String) {
+    wait_for(&format!("{what} says {wanted:?}"), START, || match read() {
+        text if text.contains(wanted) => State::Done(()),
+        text => State::Not(text),
+    })
+    .unwrap_or_else(|e| panic!("{e}"));
+}
+
+fn kubectl_follows_logs_attaches_and_debugs(start: Start) {
+    let site = Site::new().expect("a site");
+    let hub = start(&site);
+    let edge = robot(&site, &hub);
+    hub.kubectl.apply(TALKER).expect("apply");
+    hub.kubectl
+        .wait_ready("talker", START)
+        .unwrap_or_else(|e| panic!("{e}\n{}\n{}", edge.tail(), hub.tail()));
+    let run = |args: &[&str]| hub.kubectl.run(args).unwrap_or_else(|e| panic!("{e}\n{}", hub.tail()));
+    wait_text("the log", "three", || run(&["logs", "talker"]));
+    assert_eq!(run(&["logs", "talker", "--tail=1"]), "three\n");
+    assert_eq!(
+        run(&["logs", "-l", "app=talker", "--tail=-1", "--since=1h"]),
+        "one\ntwo\nthree\n"
+    );
+    let stamped = run(&["logs", "talker", "--timestamps"]);
+    assert!(
+        stamped
+            .lines()
+            .all(|line| line.starts_with("20") && line.contains("Z ")),
+        "{stamped}"
+    );
+    let wrong = hub
+        .kubectl
+        .output(&["logs", "talker", "-c", "nobody"])
+        .expect("kubectl");
+    let wrong = String::from_utf8_lossy(&wrong.stderr).into_owned();
+    assert!(
+        wrong.contains("container nobody is not valid for pod talker"),
+        "{wrong}"
+    );
+    let terminal = std::process::Command::new("script")
+        .args([
+            "-qec",
+            &interactive(&hub, "exec -it talker -- sh -c 'test -t 0 && echo a terminal'"),
+            "/dev/null",
+        ])
+        .output()
+        .expect("script");
+    let said = String::from_utf8_lossy(&terminal.stdout).into_owned();
+    assert!(
+        terminal.status.success() && said.contains("a terminal"),
+        "{said}\n{}",
+        hub.tail()
+    );
+    hears(&site, &hub);
+
+    let container = edge.wait_container("talker", START).expect("it runs");
+    kill_container(container.pid.expect("running"));
+    hub.kubectl
+        .wait(&["pod", "talker"], START, |p| {
+            p["status"]["containerStatuses"][0]["restartCount"] == 1 && is_true(p, "Ready")
+        })
+        .unwrap_or_else(|e| panic!("{e}\n{}", edge.tail()));
+    assert!(run(&["logs", "talker", "--previous"]).ends_with("heard ahoy\n"));
+    assert!(!run(&["logs", "talker"]).contains("ahoy"));
+    run(&[
+        "debug",
+        "talker",
+        "--image=kedge.dev/demo:1",
+        "-c",
+        "dbg",
+        "--",
+        "sh",
+        "-c",
+        "echo debugged",
+    ]);
+    wait_text("the ephemeral container", "debugged", || {
+        hub.kubectl
+            .run(&["logs", "talker", "-c", "dbg"])
+            .unwrap_or_else(|e| format!("{e}\n{}", edge.tail()))
+    });
+}
+
+/// `kubectl ARGS` as one line for a shell.
+fn interactive(hub: &Hub, args: &str) -> String {
+    let command = hub.kubectl.command(&[]);
+    let mut words = vec![command.get_program().to_string_lossy().into_owned()];
+    words.extend(command.get_args().map(|word| word.to_string_lossy().into_owned()));
+    format!("{} {args}", words.join(" "))
+}
+
+/// What goes in by attach comes out of attach and of a log that is followed.
+fn hears(site: &Site, hub: &Hub) {
+    let (followed, attached) = (site.dir().join("followed"), site.dir().join("attached"));
+    let mut follow = background(hub, &["logs", "-f", "talker"], &followed);
+    let mut attach = background(hub, &["attach", "-i", "talker"], &attached);
+    wait_text("the followed log", "three", || {
+        fs::read_to_string(&followed).unwrap_or_default()
+    });
+    let mut stdin = attach.stdin.take().expect("it is piped");
+    std::io::Write::write_all(&mut stdin, b"ahoy\n").expect("attach reads");
+    for file in [&followed, &attached] {
+        wait_text(&file.display().to_string(), "heard ahoy", || {
+            fs::read_to_string(file).unwrap_or_default()
+        });
+    }
+    for child in [&mut follow, &mut attach] {
+        let _ = child.kill();
+        let _ = child.wait();
+    }
 }

@@ -1,4 +1,4 @@
-//! Our cloudhub in the hub's namespace, above the real control plane.
+//! Our cloudhub in the hub's namespace, above the real control plane or above its own embedded API.
 
 use std::fs;
 use std::path::PathBuf;
@@ -11,23 +11,33 @@ use base64::engine::general_purpose::STANDARD;
 
 use crate::kubectl::Kubectl;
 use crate::paths;
-use crate::plane::ControlPlane;
+use crate::plane::{ControlPlane, Options};
 use crate::process::{Daemon, run};
-use crate::site::{HUB, JOIN_PORT, Site};
+use crate::site::{API_PORT, HUB, JOIN_PORT, Site};
 use crate::wait::{State, wait_for};
 
 /// The hub answers within a second or two on an idle machine.
 const START: Duration = Duration::from_secs(60);
+
+/// The Kubernetes API that a hub uses.
+#[derive(Debug)]
+pub enum Above {
+    /// An unmodified control plane, and the kubeconfig of the hub's account there.
+    Kubernetes(Box<ControlPlane>, PathBuf),
+    /// Its own.
+    Embedded,
+}
 
 /// A hub with what is above it.
 #[derive(Debug)]
 pub struct Hub<'a> {
     site: &'a Site,
     dir: PathBuf,
-    kubeconfig: PathBuf,
     daemon: Option<Daemon>,
-    /// The real control plane.
-    pub plane: ControlPlane,
+    /// The API.
+    pub above: Above,
+    /// The administrator's kubeconfig.
+    pub kubeconfig: PathBuf,
     /// kubectl as the admin.
     pub kubectl: Kubectl,
 }
@@ -38,7 +48,7 @@ impl<'a> Hub<'a> {
     /// # Errors
     /// When a part does not come up.
     pub fn start(site: &'a Site) -> Result<Self> {
-        Self::above(site, ControlPlane::start(site, &crate::plane::Options::default())?)
+        Self::above(site, ControlPlane::start(site, &Options::default())?)
     }
 
     /// A hub above `plane`, with exactly the rights of `installer/deploy/`, and the CA that the API server trusts.
@@ -50,19 +60,52 @@ impl<'a> Hub<'a> {
         plane
             .kubectl
             .run(&["apply", "-f", &deploy.join("rbac.yaml").display().to_string()])?;
-        let kubeconfig = plane.kubeconfig_for("kedge:cloudhub", &[])?;
+        let account = plane.kubeconfig_for("kedge:cloudhub", &[])?;
         let secret = serde_json::json!({
             "apiVersion": "v1", "kind": "Secret", "metadata": {"name": "ca-serving", "namespace": "kedge-system"}, "type": "kubernetes.io/tls",
             "data": {"tls.crt": STANDARD.encode(&plane.serving.certificate), "tls.key": STANDARD.encode(&plane.serving.key)},
         });
         plane.kubectl.apply(&secret.to_string())?;
-        let kubectl = plane.kubectl.clone();
+        let kubeconfig = plane.kubeconfig.clone();
+        Self::make(site, Above::Kubernetes(Box::new(plane), account), kubeconfig)
+    }
+
+    /// A hub with its own API, whose data is in the site's folder `hub/data`.
+    ///
+    /// # Errors
+    /// When it does not come up.
+    pub fn embedded(site: &'a Site) -> Result<Self> {
+        Self::embedded_with(site, &Options::default())
+    }
+
+    /// The same with other times.
+    ///
+    /// # Errors
+    /// When it does not come up.
+    pub fn embedded_with(site: &'a Site, options: &Options) -> Result<Self> {
+        let dir = site.dir().join("hub");
+        fs::create_dir_all(&dir)?;
+        let config = serde_json::json!({
+            "apiVersion": "kedge.dev/v1alpha1", "kind": "CloudhubConfig",
+            "defaultNotReadyTolerationSeconds": options.toleration_seconds,
+            "defaultUnreachableTolerationSeconds": options.toleration_seconds,
+            "nodeMonitorGracePeriod": options.grace_seconds,
+        });
+        fs::write(dir.join("cloudhub.yaml"), serde_yaml_ng::to_string(&config)?)?;
+        let kubeconfig = dir.join("data/admin.kubeconfig");
+        let hub = Self::make(site, Above::Embedded, kubeconfig)?;
+        hub.wait_default_account()?;
+        Ok(hub)
+    }
+
+    fn make(site: &'a Site, above: Above, kubeconfig: PathBuf) -> Result<Self> {
+        let kubectl = Kubectl::new(site, &kubeconfig);
         let mut hub = Self {
             site,
             dir: site.dir().join("hub"),
-            kubeconfig,
             daemon: None,
-            plane,
+            above,
+            kubeconfig,
             kubectl,
         };
         fs::create_dir_all(&hub.dir)?;
@@ -70,12 +113,34 @@ impl<'a> Hub<'a> {
         Ok(hub)
     }
 
+    /// A pod is refused before its ServiceAccount is there.
+    fn wait_default_account(&self) -> Result<()> {
+        let account = ["serviceaccount", "default"];
+        wait_for("the default ServiceAccount is made", START, || {
+            match self.kubectl.get(&account) {
+                Ok(Some(_)) => State::Done(()),
+                Ok(None) => State::Not(self.tail()),
+                Err(error) => State::Not(format!("{error}\n{}", self.tail())),
+            }
+        })?;
+        Ok(())
+    }
+
     fn command(&self) -> Command {
         let mut command = self.site.command("hub", &paths::ours("cloudhub"));
         let listen = format!("0.0.0.0:{JOIN_PORT}");
         command.args(["--join-listen", &listen, "--tunnel-listen", &listen, "--advertise", HUB]);
         command.arg("--admin-socket").arg(self.dir.join("cloudhub.sock"));
-        command.arg("--kubeconfig").arg(&self.kubeconfig);
+        match &self.above {
+            Above::Kubernetes(_, account) => {
+                command.arg("--kubeconfig").arg(account);
+            }
+            Above::Embedded => {
+                command.arg("--config").arg(self.dir.join("cloudhub.yaml"));
+                command.arg("--embedded").arg("--data").arg(self.dir.join("data"));
+                command.args(["--listen", &format!("0.0.0.0:{API_PORT}")]);
+            }
+        }
         command
             .env("RUST_LOG", std::env::var("KEDGE_LOG").unwrap_or_else(|_| "info".into()))
             .env("RUST_BACKTRACE", "1");
@@ -132,8 +197,7 @@ impl<'a> Hub<'a> {
     #[must_use]
     pub fn kedge(&self, args: &[&str]) -> Command {
         let mut command = self.site.command("hub", &paths::ours("kedge"));
-        let kubeconfig = &self.plane.kubeconfig;
-        command.args(args).arg("--kubeconfig").arg(kubeconfig);
+        command.args(args).arg("--kubeconfig").arg(&self.kubeconfig);
         command
     }
 

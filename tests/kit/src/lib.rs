@@ -24,7 +24,6 @@ pub mod yaml;
 
 pub use edge::Edge;
 pub use fresh::Fresh;
-pub use hub::Hub;
 pub use hub::{Above, Hub};
 pub use kubectl::Kubectl;
 pub use plane::ControlPlane;

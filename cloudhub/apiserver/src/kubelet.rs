@@ -39,7 +39,7 @@ use tokio_rustls::client::TlsStream;
 
 use crate::kinds;
 use crate::object;
-use crate::status::{Cause, Details, Status};
+use crate::status::{Details, Status};
 use crate::store::{Key, Store, Stored};
 
 /// What a body ends with when it breaks.
@@ -477,11 +477,14 @@ impl hyper::body::Body for Guarded {
     }
 }
 
-/// A kubelet's answer to a log request: what it refuses becomes a Status, as in the real server.
+/// A kubelet's answer to a log request: text, or what it refuses as a Status, as in the real server.
 async fn log_answer(response: Response<Body>, pod: &str) -> Result<Response<Body>, Status> {
     let code = response.status();
     if (200..=206).contains(&code.as_u16()) {
-        return Ok(response);
+        let mut answer = Response::new(response.into_body());
+        let text = HeaderValue::from_static("text/plain");
+        answer.headers_mut().insert(header::CONTENT_TYPE, text);
+        return Ok(answer);
     }
     let mut body = response.into_body();
     let mut text = Vec::new();
@@ -493,6 +496,7 @@ async fn log_answer(response: Response<Body>, pod: &str) -> Result<Response<Body
     Err(log_refusal(code, &String::from_utf8_lossy(&text), pod))
 }
 
+/// `NewGenericServerResponse` of apimachinery, and the two codes that are answered before it.
 fn log_refusal(code: StatusCode, text: &str, pod: &str) -> Status {
     if code == StatusCode::INTERNAL_SERVER_ERROR {
         return Status::internal(text);
@@ -500,7 +504,12 @@ fn log_refusal(code: StatusCode, text: &str, pod: &str) -> Status {
     if code == StatusCode::BAD_REQUEST {
         return Status::bad_request(text);
     }
-    let unknown = format!("an error on the server ({text:?}) has prevented the request from succeeding");
+    let number = code.as_u16();
+    let unknown = if code.is_server_error() {
+        format!("an error on the server ({text:?}) has prevented the request from succeeding")
+    } else {
+        format!("the server responded with the status code {number} but did not return more information")
+    };
     let (reason, message) = match code {
         StatusCode::UNAUTHORIZED => (
             "Unauthorized",
@@ -508,6 +517,10 @@ fn log_refusal(code: StatusCode, text: &str, pod: &str) -> Status {
         ),
         StatusCode::FORBIDDEN => ("Forbidden", text),
         StatusCode::NOT_FOUND => ("NotFound", "the server could not find the requested resource"),
+        StatusCode::UNPROCESSABLE_ENTITY => (
+            "Invalid",
+            "the server rejected our request due to an error in our request",
+        ),
         StatusCode::TOO_MANY_REQUESTS => (
             "TooManyRequests",
             "the server has received too many requests and has asked us to try again later",
@@ -521,21 +534,15 @@ fn log_refusal(code: StatusCode, text: &str, pod: &str) -> Status {
             "the server was unable to return a response in the time allotted, but may still be processing the request",
         ),
         code if code.is_server_error() => ("InternalError", unknown.as_str()),
-        _ => ("Unknown", "the server responded with a status code that is not known"),
-    };
-    let cause = Cause {
-        reason: "UnexpectedServerResponse",
-        message: text.to_owned(),
-        field: String::new(),
+        _ => ("", unknown.as_str()),
     };
     Status {
-        code: code.as_u16(),
+        code: number,
         reason,
         message: format!("{message} ( pods/log {pod})"),
         details: Some(Box::new(Details {
             name: pod.to_owned(),
             kind: "pods/log".to_owned(),
-            causes: vec![cause],
             ..Details::default()
         })),
     }

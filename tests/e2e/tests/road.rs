@@ -4,9 +4,10 @@ use std::fs;
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
+use kit::hub::Above;
 use kit::kubectl::{condition, is_true};
 use kit::wait::State;
-use kit::{Above, Edge, Hub, Site, wait_for, yaml};
+use kit::{Edge, Hub, Site, wait_for, yaml};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
@@ -517,42 +518,8 @@ fn kubectl_follows_logs_attaches_and_debugs(start: Start) {
         .wait_ready("talker", START)
         .unwrap_or_else(|e| panic!("{e}\n{}\n{}", edge.tail(), hub.tail()));
     let run = |args: &[&str]| hub.kubectl.run(args).unwrap_or_else(|e| panic!("{e}\n{}", hub.tail()));
-    wait_text("the log", "three", || run(&["logs", "talker"]));
-    assert_eq!(run(&["logs", "talker", "--tail=1"]), "three\n");
-    assert_eq!(
-        run(&["logs", "-l", "app=talker", "--tail=-1", "--since=1h"]),
-        "one\ntwo\nthree\n"
-    );
-    let stamped = run(&["logs", "talker", "--timestamps"]);
-    assert!(
-        stamped
-            .lines()
-            .all(|line| line.starts_with("20") && line.contains("Z ")),
-        "{stamped}"
-    );
-    let wrong = hub
-        .kubectl
-        .output(&["logs", "talker", "-c", "nobody"])
-        .expect("kubectl");
-    let wrong = String::from_utf8_lossy(&wrong.stderr).into_owned();
-    assert!(
-        wrong.contains("container nobody is not valid for pod talker"),
-        "{wrong}"
-    );
-    let terminal = std::process::Command::new("script")
-        .args([
-            "-qec",
-            &interactive(&hub, "exec -it talker -- sh -c 'test -t 0 && echo a terminal'"),
-            "/dev/null",
-        ])
-        .output()
-        .expect("script");
-    let said = String::from_utf8_lossy(&terminal.stdout).into_owned();
-    assert!(
-        terminal.status.success() && said.contains("a terminal"),
-        "{said}\n{}",
-        hub.tail()
-    );
+    reads_logs(&hub);
+    has_a_terminal(&hub);
     hears(&site, &hub);
 
     let container = edge.wait_container("talker", START).expect("it runs");
@@ -580,6 +547,50 @@ fn kubectl_follows_logs_attaches_and_debugs(start: Start) {
             .run(&["logs", "talker", "-c", "dbg"])
             .unwrap_or_else(|e| format!("{e}\n{}", edge.tail()))
     });
+}
+
+/// The flags of `kubectl logs` that need no time.
+fn reads_logs(hub: &Hub) {
+    let run = |args: &[&str]| hub.kubectl.run(args).unwrap_or_else(|e| panic!("{e}\n{}", hub.tail()));
+    wait_text("the log", "three", || run(&["logs", "talker"]));
+    assert_eq!(run(&["logs", "talker", "--tail=1"]), "three\n");
+    assert_eq!(
+        run(&["logs", "-l", "app=talker", "--tail=-1", "--since=1h"]),
+        "one\ntwo\nthree\n"
+    );
+    let stamped = run(&["logs", "talker", "--timestamps"]);
+    assert!(
+        stamped
+            .lines()
+            .all(|line| line.starts_with("20") && line.contains("Z ")),
+        "{stamped}"
+    );
+    let wrong = hub
+        .kubectl
+        .output(&["logs", "talker", "-c", "nobody"])
+        .expect("kubectl");
+    let wrong = String::from_utf8_lossy(&wrong.stderr).into_owned();
+    assert!(
+        wrong.contains("container nobody is not valid for pod talker"),
+        "{wrong}"
+    );
+}
+
+fn has_a_terminal(hub: &Hub) {
+    let terminal = std::process::Command::new("script")
+        .args([
+            "-qec",
+            &interactive(hub, "exec -it talker -- sh -c 'test -t 0 && echo a terminal'"),
+            "/dev/null",
+        ])
+        .output()
+        .expect("script");
+    let said = String::from_utf8_lossy(&terminal.stdout).into_owned();
+    assert!(
+        terminal.status.success() && said.contains("a terminal"),
+        "{said}\n{}",
+        hub.tail()
+    );
 }
 
 /// `kubectl ARGS` as one line for a shell.

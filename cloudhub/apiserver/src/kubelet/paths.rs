@@ -85,14 +85,10 @@ fn names<'a>(pod: &'a Value, list: &str) -> Vec<&'a str> {
 /// The container that is meant: the one that is named, or the only one.
 fn container(pod: &Value, asked: &str) -> Result<String, Status> {
     let name = object::name(pod);
-    let (containers, init) = (names(pod, "/spec/containers"), names(pod, "/spec/initContainers"));
+    let lists = ["/spec/initContainers", "/spec/containers", "/spec/ephemeralContainers"];
+    let all: Vec<&str> = lists.iter().flat_map(|list| names(pod, list)).collect();
     if !asked.is_empty() {
-        let ephemeral = names(pod, "/spec/ephemeralContainers");
-        let known = [&containers, &init, &ephemeral]
-            .into_iter()
-            .flatten()
-            .any(|n| *n == asked);
-        return if known {
+        return if all.contains(&asked) {
             Ok(asked.to_owned())
         } else {
             Err(Status::bad_request(format!(
@@ -100,19 +96,15 @@ fn container(pod: &Value, asked: &str) -> Result<String, Status> {
             )))
         };
     }
-    match containers.as_slice() {
+    match names(pod, "/spec/containers").as_slice() {
         [only] => Ok((*only).to_owned()),
         [] => Err(Status::bad_request(format!(
             "a container name must be specified for pod {name}"
         ))),
-        many => {
-            let many = many.join(" ");
-            let mut message = format!("a container name must be specified for pod {name}, choose one of: [{many}]");
-            if !init.is_empty() {
-                message.push_str(&format!(" or one of the init containers: [{}]", init.join(" ")));
-            }
-            Err(Status::bad_request(message))
-        }
+        _ => Err(Status::bad_request(format!(
+            "a container name must be specified for pod {name}, choose one of: [{}]",
+            all.join(" ")
+        ))),
     }
 }
 
@@ -363,7 +355,7 @@ mod tests {
         let message = |result: Result<Target, Status>| result.unwrap_err().message;
         assert_eq!(
             message(process("exec", &pod("n1", &["a", "b"], &["c"]), &[])),
-            "a container name must be specified for pod web, choose one of: [a b] or one of the init containers: [c]"
+            "a container name must be specified for pod web, choose one of: [c a b]"
         );
         assert_eq!(
             message(process("exec", &pod("n1", &["a"], &[]), &[("container", "x")])),

@@ -278,7 +278,7 @@ fn refusals_of_logs_are_the_real_servers() {
         missing.message,
         "the server could not find the requested resource ( pods/log p)"
     );
-    assert_eq!(missing.details.unwrap().causes[0].message, "pod does not exist");
+    assert_eq!(missing.details.unwrap().kind, "pods/log");
     let broken = log_refusal(StatusCode::INTERNAL_SERVER_ERROR, "no", "p");
     assert_eq!(broken.message, "Internal error occurred: no");
 }

@@ -52,7 +52,11 @@ fn a_deployment_is_scaled_rolled_out_and_back() {
         &["scale", "deployment/web", "--replicas=1", "--current-replicas=7"],
         &["Expected replicas to be 7, was 3"],
     );
+    rolls_out_and_back(&b);
+    pauses_and_restarts(&b);
+}
 
+fn rolls_out_and_back(b: &Bench<'_>) {
     b.ok(&["set", "image", "deployment/web", "demo=kedge.dev/demo:2"]);
     b.ok(&["rollout", "status", "deployment/web", "--timeout=60s"]);
     let history = b.ok(&["rollout", "history", "deployment/web"]);
@@ -74,7 +78,9 @@ fn a_deployment_is_scaled_rolled_out_and_back() {
         "jsonpath={.spec.template.spec.containers[0].image}",
     ];
     assert_eq!(b.ok(&image), "kedge.dev/demo:1");
+}
 
+fn pauses_and_restarts(b: &Bench<'_>) {
     let observed = |d: &Value| d["status"]["observedGeneration"] == d["metadata"]["generation"];
     b.ok(&["rollout", "pause", "deployment/web"]);
     let sets = items(&b.get(&["replicasets"]));

@@ -73,7 +73,7 @@ fn create_makes_each_kind_it_knows() {
     }
     b.refuses(
         &["create", "configmap", "c1", "--from-literal=a=b"],
-        &["Error from server (AlreadyExists): configmaps \"c1\" already exists"],
+        &["configmaps \"c1\" already exists"],
     );
     b.refuses(
         &["create", "configmap", "Bad_Name", "--from-literal=a=b"],
@@ -81,7 +81,7 @@ fn create_makes_each_kind_it_knows() {
     );
     b.refuses(
         &["create", "configmap", "c2", "-n", "nowhere"],
-        &["NotFound", "namespaces \"nowhere\" not found"],
+        &["namespaces \"nowhere\" not found"],
     );
     b.ok(&["create", "configmap", "dry", "--from-literal=a=b", "--dry-run=server"]);
     b.is_gone(&["configmap", "dry"]);
@@ -192,7 +192,7 @@ fn patch_takes_three_forms() {
     let wrong = r#"[{"op":"test","path":"/spec/replicas","value":7},{"op":"remove","path":"/spec/paused"}]"#;
     b.refuses(
         &["patch", "deployment", "web", "--type=json", "-p", wrong],
-        &["replicas"],
+        &["the server rejected our request due to an error in our request"],
     );
     b.refuses(
         &[
@@ -270,7 +270,7 @@ fn run_expose_and_debug_make_their_objects() {
     let address = service["spec"]["clusterIP"].as_str().unwrap_or_default();
     assert!(address.starts_with("10.96.") && address != "10.96.0.1", "{service:#}");
     assert_eq!(service["spec"]["selector"]["app"], "solo");
-    b.refuses(&["logs", "solo"], &[]);
+    assert_eq!(b.ok(&["logs", "solo"]), "", "a pod on no node has no logs yet");
     b.refuses(
         &["exec", "solo", "--", "true"],
         &["pod solo does not have a host assigned"],
@@ -297,7 +297,7 @@ fn run_expose_and_debug_make_their_objects() {
         &["patch", "pod", "solo", "-p", r#"{"spec":{"hostNetwork":true}}"#],
         &["pod updates may not change fields other than"],
     );
-    b.shows(&["events"], &["FailedScheduling"]);
+    b.wait_text("kubectl events", "FailedScheduling", || b.ok(&["events"]));
     b.shows(&["events", "--for", "pod/solo"], &["FailedScheduling"]);
     b.shows(
         &["get", "events", "--field-selector", "involvedObject.name=solo"],

@@ -1,4 +1,5 @@
-//! The hub above an unmodified kube-apiserver with exactly the rights of installer/deploy: what it does with no edge in a session.
+//! The hub above an unmodified kube-apiserver and above its own API, with exactly the rights of installer/deploy: what it does with no edge
+//! in a session.
 
 use std::time::Duration;
 
@@ -43,10 +44,19 @@ fn pod(name: &str, labels: &str) -> String {
 }
 
 #[test]
-fn a_joined_robot_has_a_node_that_comes_back_and_patient_pods() {
+fn above_kubernetes_a_joined_robot_has_a_node_that_comes_back_and_patient_pods() {
     let site = Site::new().expect("a site");
-    let hub = Hub::start(&site).expect("a hub");
-    join(&site, &hub, "robot-1");
+    keeps_its_node_and_patience(&site, &Hub::start(&site).expect("a hub"));
+}
+
+#[test]
+fn above_embedded_a_joined_robot_has_a_node_that_comes_back_and_patient_pods() {
+    let site = Site::new().expect("a site");
+    keeps_its_node_and_patience(&site, &Hub::embedded(&site).expect("a hub"));
+}
+
+fn keeps_its_node_and_patience(site: &Site, hub: &Hub) {
+    join(site, hub, "robot-1");
     let is_edge = |node: &Value| node["metadata"]["labels"]["kedge.dev/edge"] == "true";
     let show = |error| panic!("{error}\n{}", hub.tail());
     let (first, _) = hub

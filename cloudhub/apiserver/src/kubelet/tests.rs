@@ -14,6 +14,7 @@ use tokio::net::TcpListener;
 use tokio_rustls::TlsAcceptor;
 
 use super::*;
+use crate::store::Expect;
 
 /// What a test's kubelet does: says what it was asked, streams, or upgrades to an echo.
 async fn kubelet(mut request: Request<Incoming>) -> Result<Response<Body>, Infallible> {
@@ -54,6 +55,7 @@ struct Site {
     kubelets: Arc<Kubelets>,
     connector: TlsConnector,
     to: Endpoint,
+    serving: Authority,
     tasks: JoinSet<()>,
     _folder: tempfile::TempDir,
 }
@@ -87,7 +89,8 @@ impl Site {
             .client("kube-apiserver-kubelet-client", &["system:masters"])
             .unwrap();
         let folder = tempfile::tempdir().unwrap();
-        let (store, _) = Store::open(folder.path()).unwrap();
+        let (store, committer) = Store::open(folder.path()).unwrap();
+        tasks.spawn(committer.run());
         let ca = ("kedge-system".to_owned(), "ca-serving".to_owned());
         let kubelets = Arc::new(Kubelets::new(store, (certificate, key), ca));
         let other = Authority::new("other").unwrap();
@@ -97,6 +100,7 @@ impl Site {
             kubelets,
             connector,
             to,
+            serving,
             tasks,
             _folder: folder,
         }
@@ -240,6 +244,38 @@ async fn what_is_fetched_is_bounded_and_must_be_there() {
     let (node, nobody) = (site.kubelets.node("n1"), site.kubelets.connector());
     assert_eq!(node.unwrap_err().message, "nodes \"n1\" not found");
     assert_eq!(nobody.map(|_| ()).unwrap_err().code, 503, "no Secret, no trust");
+}
+
+#[tokio::test]
+async fn node_and_authority_are_read_from_the_store_as_they_are_now() {
+    let site = Site::new("127.0.0.1", true).await;
+    let store = &site.kubelets.store;
+    let node = json!({"metadata": {"name": "n1"}, "status": {"addresses": [{"type": "InternalIP", "address": "127.0.0.1"}],
+                      "daemonEndpoints": {"kubeletEndpoint": {"Port": site.to.port}}}});
+    let nodes = kinds::row("", "v1", "nodes").unwrap().storage;
+    store
+        .put(Key::new(nodes, "", "n1"), Expect::Absent, node)
+        .await
+        .unwrap();
+    let secrets = Key::new(
+        kinds::row("", "v1", "secrets").unwrap().storage,
+        "kedge-system",
+        "ca-serving",
+    );
+    let secret = |ca: &Authority| json!({"data": {"tls.crt": STANDARD.encode(&ca.certificate)}});
+    let other = Authority::new("other").unwrap();
+    let stored = store
+        .put(secrets.clone(), Expect::Absent, secret(&other))
+        .await
+        .unwrap();
+    let fetch = || site.kubelets.fetch("n1", "/pods", 1000);
+    assert!(fetch().await.unwrap_err().message.contains("certificate"));
+    let expect = Expect::Version(stored.resource_version);
+    store.put(secrets, expect, secret(&site.serving)).await.unwrap();
+    assert!(
+        fetch().await.unwrap().starts_with(b"GET /pods"),
+        "the new authority is taken at once"
+    );
 }
 
 #[test]

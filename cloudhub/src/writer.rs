@@ -126,8 +126,8 @@ impl Writer {
 /// A merge leaves what is not named: node-lifecycle's NodeLost would stay after the return, and why a pod was not Ready after
 /// it is.
 fn name_what_a_merge_would_leave(status: &mut Value) {
-    let conditions = status["conditions"].as_array_mut().into_iter().flatten();
-    for fields in conditions.filter_map(Value::as_object_mut) {
+    let conditions = status.get_mut("conditions").and_then(Value::as_array_mut);
+    for fields in conditions.into_iter().flatten().filter_map(Value::as_object_mut) {
         for field in ["reason", "message"] {
             fields.entry(field).or_insert_with(|| "".into());
         }

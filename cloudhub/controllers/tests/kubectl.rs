@@ -11,9 +11,10 @@ use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
+use kit::Real;
 use kube::Client;
 use kube::config::{KubeConfigOptions, Kubeconfig};
-use plane::{Kubectl, Nodes, Real};
+use plane::{Kubectl, Nodes};
 use tokio::runtime::Runtime;
 use tokio::task::JoinSet;
 
@@ -91,5 +92,5 @@ fn run_scenarios(world: &World) -> Vec<String> {
 fn kubectl_sees_a_whole_control_plane_above_kube_apiserver() -> Result<()> {
     let _ = rustls::crypto::ring::default_provider().install_default();
     let real = Real::start().context("start the API server")?;
-    run_all(&real.kubeconfig, &real.kubectl)
+    run_all(&real.kubeconfig, &Kubectl::new(&real.kubeconfig, real.dir()))
 }

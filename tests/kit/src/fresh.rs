@@ -39,16 +39,17 @@ impl Fresh {
         run(Command::new("cp").arg("-a").arg(&source).arg(&root))
             .context("copy the fresh Debian: tests/run makes it")?;
         fs::copy("/etc/resolv.conf", root.join("etc/resolv.conf"))?;
+        // Debian's installer writes it; debootstrap alone does not.
+        fs::write(root.join("etc/hosts"), "127.0.0.1 localhost\n")?;
         let mut script = String::from(
             "set -e\nmount --make-rprivate /\nmount --bind \"$1\" \"$1\"\ncd \"$1\"\n\
              for d in dev sys; do mount --rbind /$d $d; done\nmount -t proc proc proc\nmount -t tmpfs tmpfs run\nmount -t tmpfs tmpfs tmp\n",
         );
         for folder in shared {
             let inside = root.join(folder.strip_prefix("/").unwrap_or(folder));
-            fs::create_dir_all(&inside)?;
             let (from, to) = (folder.display(), inside.display());
             script.push_str(&format!(
-                "mount --bind '{from}' '{to}'\nmount -o remount,bind,ro '{to}'\n"
+                "mkdir -p '{to}'\nmount --bind '{from}' '{to}'\nmount -o remount,bind,ro '{to}'\n"
             ));
         }
         script.push_str("pivot_root . mnt\ncd /\numount -l /mnt\nexec sleep infinity\n");
@@ -84,10 +85,12 @@ impl Fresh {
             "--mount",
             "--pid",
             "--root",
-            "--wd=/",
             "--target",
             &self.init.to_string(),
             "--",
+            "/bin/sh",
+            "-c",
+            "cd / && exec \"$0\" \"$@\"",
             program,
         ]);
         command
@@ -100,14 +103,21 @@ impl Fresh {
         command
     }
 
-    /// Every process inside but the first: pid outside, command line.
+    /// Every process inside but the first, and but ended ones, which nobody reaps here: pid outside, command line.
     #[must_use]
     pub fn processes(&self) -> Vec<(u32, String)> {
         let namespace = fs::read_link(format!("/proc/{}/ns/pid", self.init)).ok();
         let inside = |pid: &u32| fs::read_link(format!("/proc/{pid}/ns/pid")).ok() == namespace;
         let line = |pid: u32| fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
         let text = |pid: u32| String::from_utf8_lossy(&line(pid)).replace('\0', " ");
-        let all = sweep::pids().into_iter().filter(|pid| *pid != self.init);
+        let ended = |pid: u32| {
+            let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+            stat.rsplit_once(')')
+                .is_none_or(|(_, rest)| rest.trim_start().starts_with(['Z', 'X']))
+        };
+        let all = sweep::pids()
+            .into_iter()
+            .filter(|pid| *pid != self.init && !ended(*pid));
         all.filter(inside).map(|pid| (pid, text(pid))).collect()
     }
 

@@ -3,6 +3,7 @@
 //! * [`Site`] is one test's world: a folder, a hub namespace and edge namespaces joined by veth pairs on which only the
 //!   declared ports pass.
 //! * [`plane::ControlPlane`] runs etcd, kube-apiserver, kube-controller-manager and kube-scheduler in the hub namespace.
+//! * [`Real`] is etcd and kube-apiserver alone, on loopback: what answers and controllers are compared with.
 //! * [`hub::Hub`] runs our cloudhub there, above that control plane or above its own embedded API.
 //! * [`edge::Edge`] is one machine: mount and network namespace, containerd, edgecore; it can be reset.
 //!
@@ -16,6 +17,7 @@ pub mod paths;
 pub mod pki;
 pub mod plane;
 pub mod process;
+pub mod real;
 pub mod registry;
 pub mod site;
 pub mod suite;
@@ -29,5 +31,6 @@ pub use fresh::Fresh;
 pub use hub::{Above, Hub};
 pub use kubectl::Kubectl;
 pub use plane::ControlPlane;
+pub use real::Real;
 pub use site::Site;
 pub use wait::wait_for;

@@ -7,26 +7,23 @@ use std::process::Command;
 use std::time::Duration;
 
 use anyhow::Result;
-use kit::paths;
-use kit::pki::{Authority, write_kubeconfig, write_pair};
-use kit::process::Daemon;
-use kit::wait::{State, wait_for};
 
-use super::Kubectl;
+use crate::paths;
+use crate::pki::{Authority, write_kubeconfig, write_pair};
+use crate::process::{self, Daemon};
+use crate::wait::{State, wait_for};
 
 /// A start takes 6 s on an idle machine; this leaves room for a busy one.
 const START: Duration = Duration::from_secs(90);
 
 /// A running API server; killed on drop.
 #[derive(Debug)]
-pub(crate) struct Real {
-    _dir: tempfile::TempDir,
+pub struct Real {
+    dir: tempfile::TempDir,
     _etcd: Daemon,
     _api: Daemon,
-    /// kubectl as the admin.
-    pub(crate) kubectl: Kubectl,
     /// The admin's kubeconfig.
-    pub(crate) kubeconfig: PathBuf,
+    pub kubeconfig: PathBuf,
 }
 
 fn free_port() -> Result<u16> {
@@ -35,7 +32,10 @@ fn free_port() -> Result<u16> {
 
 impl Real {
     /// Starts it and waits until it is ready.
-    pub(crate) fn start() -> Result<Self> {
+    ///
+    /// # Errors
+    /// When a part does not start.
+    pub fn start() -> Result<Self> {
         let temp = tempfile::tempdir()?;
         let dir = temp.path();
         let ports = [free_port()?, free_port()?, free_port()?];
@@ -54,20 +54,26 @@ impl Real {
         let kubeconfig = write_kubeconfig(dir, "admin", &url, &ca.certificate, &admin)?;
         let etcd = start(dir, "etcd", &etcd_args(dir, &ports))?;
         let api = start(dir, "kube-apiserver", &api_args(dir, &ports))?;
-        let kubectl = Kubectl::new(&kubeconfig, dir);
         wait_for("kube-apiserver is ready", START, || {
-            match kubectl.run(&["get", "--raw", "/readyz"]) {
+            let mut kubectl = Command::new(paths::kube("kubectl"));
+            kubectl.env("HOME", dir).arg("--kubeconfig").arg(&kubeconfig);
+            match process::run(kubectl.args(["get", "--raw", "/readyz"])) {
                 Ok(_) => State::Done(()),
                 Err(error) => State::Not(format!("{error}\n{}", api.tail())),
             }
         })?;
         Ok(Self {
-            kubectl,
             kubeconfig,
             _etcd: etcd,
             _api: api,
-            _dir: temp,
+            dir: temp,
         })
+    }
+
+    /// A folder of its own; gone when this is dropped.
+    #[must_use]
+    pub fn dir(&self) -> &Path {
+        self.dir.path()
     }
 }
 

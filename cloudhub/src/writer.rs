@@ -123,6 +123,22 @@ impl Writer {
     }
 }
 
+/// A merge leaves what is not named: node-lifecycle's NodeLost would stay after the return, and why a pod was not Ready after
+/// it is.
+fn name_what_a_merge_would_leave(status: &mut Value) {
+    let conditions = status.get_mut("conditions").and_then(Value::as_array_mut);
+    for fields in conditions.into_iter().flatten().filter_map(Value::as_object_mut) {
+        for field in ["reason", "message"] {
+            fields.entry(field).or_insert_with(|| "".into());
+        }
+    }
+    if let Some(fields) = status.as_object_mut() {
+        for field in ["reason", "message"] {
+            fields.entry(field).or_insert(Value::Null);
+        }
+    }
+}
+
 /// RFC 3339 with seconds, as Kubernetes' `Time`.
 pub(crate) fn timestamp(at: SystemTime) -> String {
     let format = time::macros::format_description!("[year]-[month]-[day]T[hour]:[minute]:[second]Z");
@@ -142,12 +158,7 @@ impl Reports for Writer {
         match serde_json::from_slice::<Value>(&status) {
             Ok(mut report) => self.with_live(node, |live| {
                 let mut status = report["status"].take();
-                if let Some(fields) = status.as_object_mut() {
-                    // A merge leaves what is not named: node-lifecycle's NodeLost would stay after the return.
-                    for field in ["reason", "message"] {
-                        fields.entry(field).or_insert(Value::Null);
-                    }
-                }
+                name_what_a_merge_would_leave(&mut status);
                 live.pods.insert(pod, status);
             }),
             Err(error) => tracing::warn!(node, pod = pod.name, %error, "a pod status is no JSON"),
@@ -248,5 +259,21 @@ impl Reports for Writer {
         if ours {
             node::departed(self, node, &why, at).await;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_reason_that_no_longer_holds_is_written_over() {
+        let actual = json!({"conditions": [{"type": "Ready", "status": "True", "reason": "ContainersNotReady"}]});
+        let mut status = json!({"conditions": [{"type": "Ready", "status": "True"}]});
+        assert!(diff::says(&actual, &status));
+        name_what_a_merge_would_leave(&mut status);
+        assert!(!diff::says(&actual, &status));
+        let right = json!({"conditions": [{"type": "Ready", "status": "True"}]});
+        assert!(diff::says(&right, &status));
     }
 }

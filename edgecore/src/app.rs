@@ -86,6 +86,9 @@ pub async fn build(config: EdgecoreConfig) -> Result<App, AppError> {
     make_folders(&config)?;
     let (store, whole) = open_store(&config).await?;
     let mut supervisor = Supervisor::default();
+    if let Err(error) = crate::node::cni::remove_damaged_results(&config.network.cni_cache_dir) {
+        tracing::error!(%error, "the CNI results cannot be looked through; pods of before a power cut may not start");
+    }
 
     let (runtime, pump) = CriRuntime::new(&config.containerd.socket);
     let runtime: Arc<dyn Runtime> = Arc::new(runtime);

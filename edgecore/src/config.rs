@@ -221,6 +221,8 @@ pub struct NetworkConfig {
     pub cni_conf_dir: PathBuf,
     /// Where the plugins are. containerd's own setting decides; this is for checks.
     pub cni_bin_dir: PathBuf,
+    /// Where the runtime's CNI library keeps its results, in `results`. containerd has no setting for it.
+    pub cni_cache_dir: PathBuf,
     /// The bridge that pods are connected to.
     pub bridge: String,
     /// Whether pods leave the node under the node's own address.
@@ -236,6 +238,7 @@ impl Default for NetworkConfig {
         Self {
             cni_conf_dir: PathBuf::from("/etc/cni/net.d"),
             cni_bin_dir: PathBuf::from("/opt/cni/bin"),
+            cni_cache_dir: PathBuf::from("/var/lib/cni"),
             bridge: "kedge0".to_owned(),
             masquerade: true,
             mtu: 0,

@@ -25,7 +25,7 @@ const CNI_VERSION: &str = "1.0.0";
 /// nft takes milliseconds.
 const NFT_DEADLINE: Duration = Duration::from_secs(10);
 
-/// Why the network could not be written down.
+/// Why the network could not be written down, or put in order.
 #[derive(Debug, thiserror::Error)]
 #[error("cannot write {path}")]
 pub struct CniError {
@@ -161,6 +161,34 @@ fn is_cidr(text: &str) -> bool {
     })
 }
 
+/// Removes what a power cut left of the CNI library's result files: with half of one, the sandbox that it is of could never be
+/// taken down, and its pod never be started again; without it the plugins are asked for what they have.
+///
+/// # Errors
+/// When the folder cannot be read or a file not be removed.
+pub fn remove_damaged_results(cache: &Path) -> Result<(), CniError> {
+    let folder = cache.join("results");
+    let failed = |path: &Path, source| CniError {
+        path: path.to_owned(),
+        source,
+    };
+    let entries = match std::fs::read_dir(&folder) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+        entries => entries.map_err(|source| failed(&folder, source))?,
+    };
+    for entry in entries {
+        let path = entry.map_err(|source| failed(&folder, source))?.path();
+        let whole = std::fs::read(&path)
+            .map_err(|source| failed(&path, source))
+            .map(|bytes| serde_json::from_slice::<Value>(&bytes).is_ok_and(|result| result.is_object()))?;
+        if !whole {
+            std::fs::remove_file(&path).map_err(|source| failed(&path, source))?;
+            tracing::warn!(path = %path.display(), "removed a damaged CNI result");
+        }
+    }
+    Ok(())
+}
+
 fn write_atomically(dir: &Path, path: &Path, bytes: &[u8]) -> std::io::Result<()> {
     std::fs::create_dir_all(dir)?;
     // containerd reads only names that end in conf, conflist or json.
@@ -192,6 +220,20 @@ mod tests {
         assert_eq!(written["plugins"][0]["ipam"]["ranges"][0][0]["subnet"], "10.244.3.0/24");
         assert!(ensure(&config, &["10.244.4.0/24".to_owned()]).unwrap());
         assert_eq!(std::fs::read_dir(&config.cni_conf_dir).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn damaged_results_go_and_whole_ones_stay() {
+        let dir = tempfile::tempdir().unwrap();
+        assert!(remove_damaged_results(dir.path()).is_ok(), "there is no folder yet");
+        let results = dir.path().join("results");
+        std::fs::create_dir(&results).unwrap();
+        for (name, text) in [("whole", r#"{"kind":"cniCacheV1"}"#), ("empty", ""), ("half", r#"{"kind":"cni"#)] {
+            std::fs::write(results.join(name), text).unwrap();
+        }
+        remove_damaged_results(dir.path()).unwrap();
+        let left: Vec<_> = std::fs::read_dir(&results).unwrap().map(|e| e.unwrap().file_name()).collect();
+        assert_eq!(left, ["whole"]);
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! One edge machine: mount and network namespace, its own containerd, edgecore. It can be reset like a real one.
 //!
 //! * a *holder* process keeps the mount namespace, with tmpfs where containerd and CNI hard-code `/run/netns` and
-//!   `/run/containerd`, and a boot id of its own;
+//!   `/run/containerd`, its own folder where libcni keeps its results, and a boot id of its own;
 //! * everything else of the machine runs inside by `nsenter`;
 //! * [`Edge::reset`] kills all of it with the holder, so mounts, netns and `/run` go as they do in a reboot; the disk
 //!   (containerd's root, the store, the kubelet folder) stays.
@@ -63,7 +63,7 @@ impl<'a> Edge<'a> {
     /// When a namespace, containerd or an import fails.
     pub fn new(site: &'a Site, number: u8, name: &str) -> Result<Self> {
         let dir = site.dir().join(format!("e{number}"));
-        for folder in ["etc", "cni", "kubelet", "pods", "edge", "tmp"] {
+        for folder in ["etc", "cni", "libcni", "kubelet", "pods", "edge", "tmp"] {
             fs::create_dir_all(dir.join(folder))?;
         }
         let mut edge = Self {
@@ -103,6 +103,50 @@ impl<'a> Edge<'a> {
         self.dir.join("edge/store")
     }
 
+    /// Where libcni keeps what each sandbox's network is; on the disk.
+    #[must_use]
+    pub fn cni_results(&self) -> PathBuf {
+        self.dir.join("libcni/results")
+    }
+
+    /// The name of the machine's network namespace.
+    #[must_use]
+    pub fn namespace(&self) -> String {
+        self.site.namespace(&self.role())
+    }
+
+    /// The whole log of edgecore, over all its starts.
+    #[must_use]
+    pub fn log(&self) -> String {
+        fs::read_to_string(self.dir.join("edgecore.log")).unwrap_or_default()
+    }
+
+    /// How much there is of what a pod's end must give back: mounts, network namespaces, cgroups, CNI results, address
+    /// leases, containers and snapshots.
+    ///
+    /// # Errors
+    /// When containerd does not answer.
+    ///
+    /// # Panics
+    /// When the machine is off.
+    pub fn resources(&self) -> Result<BTreeMap<&'static str, usize>> {
+        let holder = self.holder.as_ref().expect("the machine is on").pid();
+        let count = |dir: PathBuf| fs::read_dir(dir).map_or(0, Iterator::count);
+        let mounts = fs::read_to_string(format!("/proc/{holder}/mountinfo"))?;
+        let leases = fs::read_dir(self.dir.join("run/cni/kedge")).into_iter().flatten().flatten();
+        let is_address = |name: &std::ffi::OsStr| name.to_str().is_some_and(|n| n.parse::<std::net::IpAddr>().is_ok());
+        let below: usize = sweep::cgroups(&self.cgroup()).iter().map(|c| sweep::count(c)).sum();
+        Ok(BTreeMap::from([
+            ("mounts", mounts.lines().count()),
+            ("netns", count(format!("/proc/{holder}/root/run/netns").into())),
+            ("cgroups", below),
+            ("CNI results", count(self.cni_results())),
+            ("leases", leases.filter(|e| is_address(&e.file_name())).count()),
+            ("containers", self.ctr(&["containers", "ls", "-q"])?.lines().count()),
+            ("snapshots", self.ctr(&["snapshots", "ls"])?.lines().count()),
+        ]))
+    }
+
     /// The machine's own cgroup.
     #[must_use]
     pub fn cgroup(&self) -> String {
@@ -125,12 +169,15 @@ impl<'a> Edge<'a> {
             &boot_id,
             format!("{:08x}-0000-4000-8000-{:012x}\n", self.boot, std::process::id()),
         )?;
+        fs::create_dir_all("/var/lib/cni")?;
         let script = "mount -t tmpfs tmpfs /run/netns && mount -t tmpfs tmpfs /run/containerd && \
+                      mount --bind \"$1\" /var/lib/cni && \
                       mount --bind \"$0\" /proc/sys/kernel/random/boot_id && touch \"$0.up\" && exec sleep infinity";
         let mut command = self.site.command(&role, Path::new("unshare"));
         command
             .args(["--mount", "--propagation", "private", "sh", "-c", script])
-            .arg(&boot_id);
+            .arg(&boot_id)
+            .arg(self.dir.join("libcni"));
         self.holder = Some(Daemon::spawn("holder", &mut command, &self.dir.join("holder.log"))?);
         let up = self.dir.join("run/boot_id.up");
         wait_for("the machine's mount namespace", CONTAINERD_START, || {

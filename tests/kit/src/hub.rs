@@ -1,7 +1,7 @@
 //! Our cloudhub in the hub's namespace, above the real control plane or above its own embedded API.
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
@@ -185,6 +185,12 @@ impl<'a> Hub<'a> {
             Some(mut daemon) => daemon.terminate(Duration::from_secs(20)),
             None => Ok(()),
         }
+    }
+
+    /// The folder of its files; the embedded API's objects are in `data` below it.
+    #[must_use]
+    pub fn dir(&self) -> &Path {
+        &self.dir
     }
 
     /// The hub's process id.

@@ -127,6 +127,11 @@ pub(crate) fn cgroups(site: &str) -> Vec<PathBuf> {
         .collect()
 }
 
+/// How many cgroups there are in `cgroup`, itself too.
+pub(crate) fn count(cgroup: &Path) -> usize {
+    1 + subfolders(cgroup).iter().map(|c| count(c)).sum::<usize>()
+}
+
 /// Kills what runs in `cgroup` and removes it, children first.
 pub(crate) fn remove_cgroup(cgroup: &Path) {
     for child in subfolders(cgroup) {

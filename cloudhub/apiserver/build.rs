@@ -1,4 +1,4 @@
-//! Makes, from k8s-openapi's schemas and `src/schema/facts.txt`, what the API server knows of its types:
+//! Makes, from k8s-openapi's schemas, `src/schema/facts.txt` and `src/schema/numbers.txt`, what the API server knows of its types:
 //!
 //! * `types.rs`: static tables of types and fields, for decoding and patching; they cost no heap
 //! * `components.gz`: the OpenAPI v3 components with their descriptions, a line each: name, tab, JSON
@@ -15,11 +15,13 @@ use k8s_openapi::{ListableResource, Resource};
 use serde_json::{Map, Value, json};
 
 const FACTS: &str = "src/schema/facts.txt";
+const NUMBERS: &str = "src/schema/numbers.txt";
 const REF: &str = "#/components/schemas/";
 const LIST_TYPE_META: &str = "Which kind of list this is.";
 
 fn main() {
     println!("cargo::rerun-if-changed={FACTS}");
+    println!("cargo::rerun-if-changed={NUMBERS}");
     println!("cargo::rerun-if-changed=build.rs");
     let mut facts = Facts::parse(&std::fs::read_to_string(FACTS).expect("the table of facts is beside the sources"));
     let mut roots = Roots::new();
@@ -39,9 +41,12 @@ fn main() {
         })
         .collect();
     facts.check(&components);
+    let numbers =
+        Numbers::parse(&std::fs::read_to_string(NUMBERS).expect("the table of numbers is beside the sources"));
+    numbers.check(&components);
     let out = std::env::var("OUT_DIR").expect("cargo sets it");
     write_components(&Path::new(&out).join("components.gz"), &components);
-    let tables = tables(&components, &facts, &kinds);
+    let tables = tables(&components, (&facts, &numbers), &kinds);
     std::fs::write(Path::new(&out).join("types.rs"), tables).expect("OUT_DIR is writable");
 }
 
@@ -238,6 +243,50 @@ impl Facts {
     }
 }
 
+/// `numbers.txt`, by component: the number of each field, after that of the struct that it is embedded with, or 0.
+struct Numbers(BTreeMap<String, BTreeMap<String, (u16, u16)>>);
+
+impl Numbers {
+    fn parse(text: &str) -> Self {
+        let mut types: BTreeMap<String, BTreeMap<String, (u16, u16)>> = BTreeMap::new();
+        for line in text.lines().filter(|l| !l.starts_with('#')) {
+            let mut words = line.split(' ');
+            let fields = types
+                .entry(format!("io.k8s.{}", words.next().unwrap_or_default()))
+                .or_default();
+            for word in words {
+                let (field, number) = word.split_once('=').expect("FIELD=NUMBER");
+                let (outer, inner) = number.split_once('.').unwrap_or(("0", number));
+                let number = |text: &str| text.parse().expect("a field's number");
+                fields.insert(field.into(), (number(outer), number(inner)));
+            }
+        }
+        Self(types)
+    }
+
+    fn of(&self, name: &str, field: &str) -> (u16, u16) {
+        let fields = self.0.get(name);
+        fields.and_then(|f| f.get(field)).copied().unwrap_or_default()
+    }
+
+    /// Every line must be about something that there is, and every field that there is must have its number.
+    fn check(&self, components: &BTreeMap<String, Value>) {
+        for (name, fields) in &self.0 {
+            let schema = components
+                .get(name)
+                .unwrap_or_else(|| panic!("{NUMBERS}: there is no {name}"));
+            for field in fields.keys() {
+                let known = schema["properties"].get(field).is_some();
+                assert!(known, "{NUMBERS}: {name} has no field {field}");
+            }
+            for field in schema["properties"].as_object().into_iter().flatten().map(|(f, _)| f) {
+                let known = fields.contains_key(field) || ["apiVersion", "kind"].contains(&field.as_str());
+                assert!(known, "{NUMBERS}: no number for {field} of {name}");
+            }
+        }
+    }
+}
+
 /// What is said of one field.
 #[derive(Clone, Copy)]
 struct Flags<'a>(Option<&'a BTreeSet<String>>);
@@ -416,7 +465,7 @@ fn write_components(path: &Path, components: &BTreeMap<String, Value>) {
 }
 
 /// The source text of the static tables.
-fn tables(components: &BTreeMap<String, Value>, facts: &Facts, kinds: &[Kind]) -> String {
+fn tables(components: &BTreeMap<String, Value>, (facts, tags): (&Facts, &Numbers), kinds: &[Kind]) -> String {
     let numbers: BTreeMap<&str, usize> = components.keys().enumerate().map(|(i, n)| (n.as_str(), i)).collect();
     let mut out = String::from("static TYPES: &[Type] = &[\n");
     for (name, schema) in components {
@@ -432,7 +481,8 @@ fn tables(components: &BTreeMap<String, Value>, facts: &Facts, kinds: &[Kind]) -
             let merge_key = flags.key("merge").unwrap_or_default();
             writeln!(
                 out,
-                "    Field {{ name: {field:?}, shape: {shape}, merge_key: {merge_key:?}, written: {}, pointer: {}, value: {}, merge: {}, replace: {} }},",
+                "    Field {{ name: {field:?}, number: {:?}, shape: {shape}, merge_key: {merge_key:?}, written: {}, pointer: {}, value: {}, merge: {}, replace: {} }},",
+                tags.of(name, field),
                 flags.written(required.contains(field)),
                 flags.has("pointer"),
                 flags.has("value"),

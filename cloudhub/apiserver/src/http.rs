@@ -184,7 +184,11 @@ fn handle(
             let full = |_| Status::too_many_requests("Too many requests, please try again later.", 1);
             Some(shared.places.clone().try_acquire_owned().map_err(full)?)
         };
-        let accept = Accept::parse(request.headers().get_all(header::ACCEPT))?;
+        let accept = match (Accept::parse(request.headers().get_all(header::ACCEPT)), &route) {
+            // What is no object is answered in its own form: text, OpenAPI.
+            (Err(_), Route::Path(_)) => Accept::ANY,
+            (accept, _) => accept?,
+        };
         let (method, headers) = (request.method().clone(), request.headers().clone());
         let call = Call {
             shared,

@@ -1,7 +1,9 @@
 //! What the types look like: whether a body is an object of its kind, what Go would make of it, and the OpenAPI documents.
 //!
-//! * `build.rs` makes the tables in [`types`] from k8s-openapi's schemas and `schema/facts.txt`; they are static and cost no heap
+//! * `build.rs` makes the tables in [`types`] from k8s-openapi's schemas, `schema/facts.txt` and `schema/numbers.txt`; they are static
+//!   and cost no heap
 //! * [`walk`] goes once through a body or a value, by the tables: wrong types, unknown and duplicate fields, empties
+//! * [`protobuf`]: bodies in that form become values
 //! * [`scalar`]: quantities, times, base64
 //! * [`openapi`]: the documents that kubectl reads, made when first asked for
 //!
@@ -9,6 +11,7 @@
 
 mod openapi;
 mod paths;
+mod protobuf;
 mod scalar;
 mod types;
 mod walk;
@@ -19,6 +22,7 @@ use serde::de::{self, Deserializer, IgnoredAny, MapAccess, Visitor};
 use serde_json::Value;
 
 pub use self::openapi::{openapi_document, openapi_document_gzip, openapi_index};
+pub(crate) use self::protobuf::MAGIC as PROTOBUF_MAGIC;
 pub(crate) use self::scalar::canonical_quantity;
 pub(crate) use self::types::{Field, Shape, Type, find};
 use crate::status::Status;
@@ -48,14 +52,19 @@ fn unknown_kind(api_version: &str, kind: &str) -> Status {
     Status::bad_request(format!("no kind {kind:?} is registered for version {api_version:?}"))
 }
 
-/// Parses a body as an object of `kind`. The caller has bounded its length.
+/// Parses a body, in JSON or in protobuf, as an object of `kind`. The caller has bounded its length.
 ///
 /// # Errors
 ///
-/// 400 for what is no JSON, nested deeper than [`walk::MAX_DEPTH`], of an unknown kind, or has a value of a wrong type; the field is
+/// 400 for what is neither, nested deeper than [`walk::MAX_DEPTH`], of an unknown kind, or has a value of a wrong type; the field is
 /// named.
 pub fn decode(bytes: &[u8], api_version: &str, kind: &str) -> Result<Decoded, Status> {
     let of = find(api_version, kind).ok_or_else(|| unknown_kind(api_version, kind))?;
+    if let Some(envelope) = bytes.strip_prefix(PROTOBUF_MAGIC) {
+        let object = protobuf::open(envelope).and_then(|opened| protobuf::value(opened.object, of));
+        let object = object.map_err(|why| unfit(api_version, kind, &format!("proto: {why}")))?;
+        return conform(object, api_version, kind);
+    }
     let mut deserializer = serde_json::Deserializer::from_slice(bytes);
     let decoded = walk::walk(&mut deserializer, of).map_err(|why| unfit(api_version, kind, &why))?;
     deserializer
@@ -86,8 +95,13 @@ pub(crate) fn complete(object: &mut Value, api_version: &str, kind: &str) {
 ///
 /// # Errors
 ///
-/// 400 for what is no JSON object, and where one of the two is no text.
+/// 400 for what is neither a JSON object nor an object in protobuf, and where one of the two is no text.
 pub fn identity(bytes: &[u8]) -> Result<(String, String), Status> {
+    if let Some(envelope) = bytes.strip_prefix(PROTOBUF_MAGIC) {
+        let opened = protobuf::open(envelope)
+            .map_err(|why| Status::bad_request(format!("couldn't get version/kind; proto parse error: {why}")))?;
+        return Ok((opened.api_version, opened.kind));
+    }
     let mut deserializer = serde_json::Deserializer::from_slice(bytes);
     let Identity(api_version, kind) = deserializer
         .deserialize_map(IdentityVisitor)

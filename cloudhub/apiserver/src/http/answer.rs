@@ -30,6 +30,12 @@ pub(crate) struct Accept {
 }
 
 impl Accept {
+    /// Of a client that says nothing.
+    pub(super) const ANY: Self = Self {
+        shape: Shape::Full,
+        aggregated: false,
+    };
+
     /// From the header; the first alternative that is served counts. A client that accepts no JSON gets 406.
     pub(super) fn parse(headers: GetAll<'_, HeaderValue>) -> Result<Self, Status> {
         let mut any = false;
@@ -48,10 +54,7 @@ impl Accept {
                 "only the following media types are accepted: application/json",
             ));
         }
-        Ok(Self {
-            shape: Shape::Full,
-            aggregated: false,
-        })
+        Ok(Self::ANY)
     }
 }
 

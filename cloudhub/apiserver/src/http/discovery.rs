@@ -12,6 +12,7 @@ use crate::status::Status;
 
 const AGGREGATED: HeaderValue =
     HeaderValue::from_static("application/json;g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList");
+const OLD_OPENAPI: HeaderValue = HeaderValue::from_static("application/com.github.proto-openapi.spec.v2.v1.0+protobuf");
 const VERBS: &[&str] = &[
     "create",
     "delete",
@@ -48,6 +49,7 @@ pub(super) fn answer(call: &Call, path: &str) -> Result<Response<Body>, Status> 
                 &json!({"kind": "APIGroupList", "apiVersion": "v1", "groups": groups}),
             ))
         }
+        "/openapi/v2" => Ok(old_openapi(call)),
         "/openapi/v3" => Ok(answer::json(200, &schema::openapi_index())),
         "/.well-known/openid-configuration" => Ok(answer::json(
             200,
@@ -56,6 +58,22 @@ pub(super) fn answer(call: &Call, path: &str) -> Result<Response<Body>, Status> 
         "/openid/v1/jwks" => Ok(answer::json(200, &call.shared.auth.jwks())),
         _ => document(trimmed),
     }
+}
+
+/// The OpenAPI v2 document. kubectl asks for it when the v3 ones do not have a kind, and it shall learn that this one does not have it
+/// either: so it describes nothing.
+fn old_openapi(call: &Call) -> Response<Body> {
+    let accepted = call.headers.get(header::ACCEPT);
+    if !accepted.is_some_and(|a| a.as_bytes().ends_with(b"protobuf")) {
+        return answer::json(
+            200,
+            &json!({"swagger": "2.0", "info": {"title": "Kubernetes", "version": "unversioned"}, "paths": {}}),
+        );
+    }
+    // swagger (1), info (2) of title (1) and version (2).
+    let mut response = answer::bytes(200, &b"\n\x032.0\x12\x19\n\nKubernetes\x12\x0bunversioned"[..]);
+    response.headers_mut().insert(header::CONTENT_TYPE, OLD_OPENAPI);
+    response
 }
 
 fn health(path: &str, call: &Call) -> Option<Response<Body>> {
@@ -102,6 +120,7 @@ fn paths() -> Vec<String> {
         "/apis",
         "/healthz",
         "/livez",
+        "/openapi/v2",
         "/openapi/v3",
         "/readyz",
         "/version",

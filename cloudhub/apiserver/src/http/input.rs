@@ -168,14 +168,30 @@ pub(super) fn content_type(headers: &HeaderMap) -> &str {
     text.split(';').next().unwrap_or_default().trim()
 }
 
-/// Refuses what is not JSON.
-pub(super) fn only_json(headers: &HeaderMap) -> Result<(), Status> {
-    match content_type(headers) {
-        "" | "application/json" | "*/*" => Ok(()),
-        other => Err(Status::unsupported_media_type(format!(
-            "the body of the request was in an unknown format - accepted media types include: application/json (this one is {other})"
-        ))),
+/// The body of an object, in JSON or in protobuf; which of the two it is, it says by how it begins.
+///
+/// # Errors
+/// 415 for another media type, 400 where the body is not of the one that it says, and as [`body`].
+pub(super) async fn object(headers: &HeaderMap, request: Request<Incoming>) -> Result<Bytes, Status> {
+    let protobuf = match content_type(headers) {
+        "" | "application/json" | "*/*" => false,
+        "application/vnd.kubernetes.protobuf" => true,
+        other => {
+            return Err(Status::unsupported_media_type(format!(
+                "the body of the request was in an unknown format - accepted media types include: application/json, \
+                 application/vnd.kubernetes.protobuf (this one is {other})"
+            )));
+        }
+    };
+    let body = body(request).await?;
+    if protobuf == body.starts_with(schema::PROTOBUF_MAGIC) {
+        return Ok(body);
     }
+    Err(Status::bad_request(if protobuf {
+        "provided data does not appear to be a protobuf message, expected prefix [107 56 115 0]"
+    } else {
+        "the body is in protobuf, but its Content-Type says JSON"
+    }))
 }
 
 /// JSON of any shape, duplicate keys and all; for options and patches.

@@ -81,8 +81,7 @@ async fn scale(call: &Call, place: &Place, request: Request<Incoming>) -> Result
     let validation = call.query.validation()?;
     let make: Box<dyn Fn(&Value) -> Result<Value, Status> + Send + Sync> = match call.method {
         Method::PUT => {
-            input::only_json(&call.headers)?;
-            let body = input::body(request).await?;
+            let body = input::object(&call.headers, request).await?;
             let (scale, _) = write::decode_as("autoscaling/v1", "Scale", &body, validation)?;
             Box::new(move |_| Ok(scale.clone()))
         }
@@ -110,8 +109,7 @@ async fn finalize(call: &Call, place: &Place, request: Request<Incoming>) -> Res
         return Err(Status::method_not_allowed());
     }
     let target = write::target(call, place)?;
-    input::only_json(&call.headers)?;
-    let body = input::body(request).await?;
+    let body = input::object(&call.headers, request).await?;
     let (wanted, _) = write::decode(target.row, &body, call.query.validation()?)?;
     let changed = call.shared.registry.change(&target, Part::Computed, |current| {
         let mut object = wanted.clone();
@@ -131,8 +129,7 @@ async fn bind(call: &Call, place: &Place, request: Request<Incoming>) -> Result<
     if call.method != Method::POST {
         return Err(Status::method_not_allowed());
     }
-    input::only_json(&call.headers)?;
-    let body = input::body(request).await?;
+    let body = input::object(&call.headers, request).await?;
     let (binding, _) = write::decode_as("v1", "Binding", &body, call.query.validation()?)?;
     let mut place = place.clone();
     if place.name.is_empty() {
@@ -186,10 +183,9 @@ async fn ephemeral(call: &Call, place: &Place, request: Request<Incoming>) -> Re
     }
     let kind = if patching { Some(write::patch_type(call)?) } else { None };
     let validation = call.query.validation()?;
-    let body = input::body(request).await?;
     let incoming = match kind {
-        Some(_) => input::json(&body)?,
-        None => write::decode(row, &body, validation)?.0,
+        Some(_) => input::json(&input::body(request).await?)?,
+        None => write::decode(row, &input::object(&call.headers, request).await?, validation)?.0,
     };
     let changed = call.shared.registry.change(&target, Part::Computed, |current| {
         let mut pod = match kind {
@@ -218,8 +214,7 @@ async fn token(call: &Call, place: &Place, request: Request<Incoming>) -> Result
     if call.method != Method::POST {
         return Err(Status::method_not_allowed());
     }
-    input::only_json(&call.headers)?;
-    let body = input::body(request).await?;
+    let body = input::object(&call.headers, request).await?;
     let (wanted, _) = write::decode_as(
         "authentication.k8s.io/v1",
         "TokenRequest",
@@ -238,8 +233,7 @@ async fn evict(call: &Call, place: &Place, request: Request<Incoming>) -> Result
     if call.method != Method::POST {
         return Err(Status::method_not_allowed());
     }
-    input::only_json(&call.headers)?;
-    let body = input::body(request).await?;
+    let body = input::object(&call.headers, request).await?;
     let version = match schema::identity(&body)?.0.as_str() {
         "" | "policy/v1" => "policy/v1",
         other => {
@@ -351,8 +345,7 @@ pub(super) async fn review(
     if kind.namespaced != !place.namespace.is_empty() {
         return Err(Status::no_such_path());
     }
-    input::only_json(&call.headers)?;
-    let body = input::body(request).await?;
+    let body = input::object(&call.headers, request).await?;
     let version = format!("{}/{}", kind.group, kind.version);
     let (object, warnings) = write::decode_as(&version, kind.kind, &body, call.query.validation()?)?;
     let reviewed = reviews::create(&call.shared.auth, &call.identity, kind.plural, &place.namespace, object)?;

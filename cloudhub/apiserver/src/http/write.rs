@@ -75,8 +75,7 @@ async fn create(call: &Call, place: &Place, request: Request<Incoming>) -> Resul
     if target.row.namespaced && target.namespace.is_empty() {
         return Err(Status::method_not_allowed());
     }
-    input::only_json(&call.headers)?;
-    let body = input::body(request).await?;
+    let body = input::object(&call.headers, request).await?;
     let (object, mut warnings) = decode(target.row, &body, call.query.validation()?)?;
     target.name = "";
     let written = call.shared.registry.create(&target, object).await?;
@@ -105,8 +104,7 @@ pub(super) async fn change(
 }
 
 async fn put(call: &Call, target: &Target<'_>, part: Part, request: Request<Incoming>) -> Result<Written, Status> {
-    input::only_json(&call.headers)?;
-    let body = input::body(request).await?;
+    let body = input::object(&call.headers, request).await?;
     let (object, mut warnings) = decode(target.row, &body, call.query.validation()?)?;
     let mut written = call
         .shared
@@ -169,12 +167,11 @@ fn keep_version(patch: &Value, kind: PatchType, object: &mut Value) {
 }
 
 async fn delete_options(call: &Call, request: Request<Incoming>) -> Result<(DeleteOptions, bool), Status> {
-    input::only_json(&call.headers)?;
-    let body = input::body(request).await?;
-    let mut body = if body.is_empty() {
-        json!({})
-    } else {
-        input::json(&body)?
+    let body = input::object(&call.headers, request).await?;
+    let mut body = match &body[..] {
+        [] => json!({}),
+        body if body.starts_with(schema::PROTOBUF_MAGIC) => schema::decode(body, "v1", "DeleteOptions")?.object,
+        body => input::json(body)?,
     };
     if !body.is_object() {
         return Err(Status::bad_request("the body is no DeleteOptions"));

@@ -20,6 +20,8 @@ pub(crate) struct Type {
 pub(crate) struct Field {
     /// As in JSON.
     pub(crate) name: &'static str,
+    /// Its number in protobuf, after that of the struct that Go embeds it with, or 0; (0, 0): it has none.
+    pub(super) number: (u16, u16),
     /// What its values are.
     pub(crate) shape: Shape,
     /// By which field of its items strategic merge patch merges the list; "" = none.

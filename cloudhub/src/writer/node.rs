@@ -319,7 +319,7 @@ async fn write_pod(writer: &Writer, node: &str, pod: &PodRef, status: &Value) ->
     }
 }
 
-fn condition<'a>(node: &'a Value, kind: &str) -> &'a Value {
+pub(super) fn condition<'a>(node: &'a Value, kind: &str) -> &'a Value {
     let conditions = node["status"]["conditions"].as_array();
     conditions
         .and_then(|all| all.iter().find(|c| c["type"] == kind))

@@ -30,6 +30,8 @@ struct Write {
     result: Option<Value>,
 }
 
+/// How the edge's condition Ready begins when its container runtime does not answer.
+const RUNTIME_DOWN: &str = "container runtime is down";
 /// Pod statuses of one node that are written at once; NodeRestriction reads the pod for each.
 const PODS_AT_ONCE: usize = 8;
 
@@ -42,7 +44,8 @@ struct Task {
     epoch: u64,
     written: Written,
     lease_at: Instant,
-    announced: bool,
+    /// The reason of EdgeConnected that this session has announced last.
+    announced: String,
 }
 
 /// Runs until the session with `epoch` is over.
@@ -64,7 +67,7 @@ pub(super) async fn run(writer: Writer, node: String, epoch: u64) {
         epoch,
         written: HashMap::new(),
         lease_at,
-        announced: false,
+        announced: String::new(),
     };
     while task.is_live() {
         let done = task.step().await;
@@ -157,7 +160,7 @@ impl Task {
             status["addresses"] = json!([{"type": "InternalIP", "address": host}]);
             status["daemonEndpoints"] = json!({"kubeletEndpoint": {"Port": port}});
         }
-        let connected = self.connected(&node.object);
+        let connected = self.connected(&node.object, &status);
         if let Some(conditions) = status["conditions"].as_array_mut() {
             conditions.push(connected.clone());
         }
@@ -174,9 +177,10 @@ impl Task {
             .await?;
         self.wrote("node", &result["status"]);
         let before = condition(&node.object, "EdgeConnected");
-        let news = before["status"] != "True" || before["reason"] != connected["reason"];
-        if news && !std::mem::replace(&mut self.announced, true) {
-            let reason = connected["reason"].as_str().unwrap_or_default();
+        let reason = connected["reason"].as_str().unwrap_or_default();
+        let news = before["status"] != connected["status"] || before["reason"] != connected["reason"];
+        if news && self.announced != reason {
+            reason.clone_into(&mut self.announced);
             announce(
                 &self.writer,
                 &self.node,
@@ -210,8 +214,9 @@ impl Task {
         Ok(())
     }
 
-    /// The condition EdgeConnected of a live session: why it is back, by what the API says of its last absence.
-    fn connected(&self, node: &Value) -> Value {
+    /// The condition EdgeConnected of a live session: why it is back, by what the API says of its last absence; or that its container
+    /// runtime is down, without which the robot is as good as away.
+    fn connected(&self, node: &Value, report: &Value) -> Value {
         let before = condition(node, "EdgeConnected");
         let boot = self
             .writer
@@ -221,6 +226,10 @@ impl Task {
             .unwrap_or_default();
         let known = node["status"]["nodeInfo"]["bootID"].as_str().unwrap_or_default();
         let was_away = before["status"] == "False";
+        let ready = condition_in(report, "Ready")["message"].as_str().unwrap_or_default();
+        if ready.starts_with(RUNTIME_DOWN) && (known.is_empty() || known == boot) {
+            return json!({"type": "EdgeConnected", "status": "False", "reason": "RuntimeDown", "message": ready});
+        }
         let (reason, message) = if before["status"] == "True" && (known.is_empty() || known == boot) {
             (
                 before["reason"].as_str().unwrap_or("Connected"),
@@ -320,7 +329,11 @@ async fn write_pod(writer: &Writer, node: &str, pod: &PodRef, status: &Value) ->
 }
 
 pub(super) fn condition<'a>(node: &'a Value, kind: &str) -> &'a Value {
-    let conditions = node["status"]["conditions"].as_array();
+    condition_in(&node["status"], kind)
+}
+
+fn condition_in<'a>(status: &'a Value, kind: &str) -> &'a Value {
+    let conditions = status["conditions"].as_array();
     conditions
         .and_then(|all| all.iter().find(|c| c["type"] == kind))
         .unwrap_or(&Value::Null)

@@ -25,7 +25,7 @@ use crate::sweep;
 use crate::wait::{State, wait_for};
 
 /// containerd answers within a second on an idle machine.
-const CONTAINERD_START: Duration = Duration::from_secs(30);
+const CONTAINERD_START: Duration = Duration::from_secs(60);
 
 /// A container that containerd has, with its task when there is one.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -6,31 +6,53 @@ use std::time::Duration;
 
 use http::Method;
 use serde_json::json;
+use tokio::task::JoinSet;
 use tokio::time::Instant;
 
-use super::{Writer, diff};
+use super::{Writer, diff, node};
 use crate::kube_api::{As, Send};
 use crate::registry::{EDGE_LABEL, Pod};
+use crate::reports::Departure;
 
 /// Label of pods that may be replaced when their node is away.
 const FAILOVER_LABEL: &str = "kedge.dev/failover";
 /// Looks again though nothing changed: a record of a join is not part of the registry.
 const LOOK: Duration = Duration::from_secs(1);
+/// Absent nodes are looked for this often; each costs a read of its lease while the API says that it is connected.
+const ABSENT_LOOK: Duration = Duration::from_secs(5);
 /// A write that failed, or whose effect has not come back yet, is not repeated sooner.
 const PAUSE: Duration = Duration::from_secs(2);
 
 pub(super) async fn run(writer: Writer) {
     let mut changed = writer.registry.changed();
     let mut tried: HashMap<String, Instant> = HashMap::new();
+    let (mut departures, mut looked_at) = (JoinSet::new(), Instant::now());
     loop {
         tried.retain(|_, at| at.elapsed() < PAUSE);
         if writer.registry.is_synced() {
             restore_nodes(&writer, &mut tried).await;
             make_patient(&writer, &mut tried).await;
+            if looked_at.elapsed() > ABSENT_LOOK && departures.is_empty() {
+                looked_at = Instant::now();
+                departures.spawn(tell_unseen_departures(writer.clone()));
+            }
+            while departures.try_join_next().is_some() {}
         }
         tokio::select! {
             _ = changed.changed() => {}
             () = tokio::time::sleep(LOOK) => {}
+        }
+    }
+}
+
+/// Nodes that went away while no hub was there to see it. What the session of a node that is there says comes first.
+async fn tell_unseen_departures(writer: Writer) {
+    for (node, record) in writer.identity.nodes().all() {
+        if record.revoked {
+            continue;
+        }
+        if let Some(seen) = node::unseen_departure(&writer, &node).await {
+            node::departed(&writer, &node, &Departure::LinkLost, seen).await;
         }
     }
 }

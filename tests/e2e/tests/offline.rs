@@ -13,10 +13,7 @@ use kit::wait::State;
 use kit::{Edge, Hub, Site, above_both, registry, wait_for, yaml};
 use serde_json::Value;
 
-above_both!(
-    spec_changed_while_away_runs,
-    damaged_store_is_set_aside_and_pods_run_on,
-);
+above_both!(spec_changed_while_away_runs, damaged_store_is_set_aside_and_pods_run_on,);
 
 /// Runs on until it is told to end.
 const FOREVER: &str = "trap 'exit 0' TERM; echo started; while true; do sleep 1; done";
@@ -88,7 +85,9 @@ fn spec_changed_while_away_runs(start: Start) {
     let edge = robot(&site, &hub);
     edge.ctr(&["images", "tag", "kedge.dev/demo:1", "kedge.dev/demo:2"])
         .expect("another tag of the same image");
-    hub.kubectl.apply(&bound_pod("web", "exec sleep 100001")).expect("apply");
+    hub.kubectl
+        .apply(&bound_pod("web", "exec sleep 100001"))
+        .expect("apply");
     hub.kubectl.apply(&bound_pod("image", FOREVER)).expect("apply");
     hub.kubectl.apply(DEPLOYMENT).expect("apply");
     let first = ready(&hub, &edge, "web");
@@ -120,7 +119,11 @@ fn spec_changed_while_away_runs(start: Start) {
         let web: Vec<_> = all.iter().filter(|c| c.pod == "web").collect();
         matches!(web[..], [one] if one.pid.is_some() && second.0["metadata"]["uid"] == one.uid.as_str())
     });
-    assert!(command_of(&edge, "web").contains("200002"), "{}", command_of(&edge, "web"));
+    assert!(
+        command_of(&edge, "web").contains("200002"),
+        "{}",
+        command_of(&edge, "web")
+    );
     hub.kubectl
         .wait(&["pod", "image"], START, |p| {
             let reason = condition(p, "Ready").and_then(|c| c.get("reason"));
@@ -128,9 +131,11 @@ fn spec_changed_while_away_runs(start: Start) {
         })
         .unwrap_or_else(|e| panic!("{e}\n{}\n{}", edge.tail(), hub.tail()));
     // Both tags are one image, and the runtime names it by the first.
-    wait_for("the other image is started", START, || match change(&["get", "events"]) {
-        events if events.contains("kedge.dev/demo:2") => State::Done(()),
-        events => State::Not(events),
+    wait_for("the other image is started", START, || {
+        match change(&["get", "events"]) {
+            events if events.contains("kedge.dev/demo:2") => State::Done(()),
+            events => State::Not(events),
+        }
     })
     .unwrap_or_else(|e| panic!("{e}"));
     assert_eq!(
@@ -217,11 +222,17 @@ fn damaged_store_is_set_aside_and_pods_run_on(start: Start) {
         }
         hub.kubectl.run(&["delete", "pod", &late]).expect("delete");
         runs_on(&edge);
-        let node = hub.kubectl.get(&["node", "robot-1"]).expect("get").expect("it is there");
+        let node = hub
+            .kubectl
+            .get(&["node", "robot-1"])
+            .expect("get")
+            .expect("it is there");
         assert!(!is_true(&node, "DesiredStateSuspect"), "{node}");
     }
     hub.kubectl.run(&["delete", "pod", "two"]).expect("delete");
-    wait_running(&edge, "a pod of before can be deleted", |all| all.iter().all(|c| c.pod != "two"));
+    wait_running(&edge, "a pod of before can be deleted", |all| {
+        all.iter().all(|c| c.pod != "two")
+    });
 }
 
 fn export(hub: &Hub, site: &Site) -> String {
@@ -301,7 +312,9 @@ fn empty_hub_stops_nothing_until_it_is_adopted() {
     assert_eq!(running(&edge), before);
     let said = adopt(&hub, &edge, &["--yes"]);
     assert!(said.contains("took this API as the truth"), "{said}");
-    wait_running(&edge, "what the new API does not have has stopped", |all| all.is_empty());
+    wait_running(&edge, "what the new API does not have has stopped", |all| {
+        all.is_empty()
+    });
     not_suspect(&hub, &edge);
     hub.kubectl.apply(&bound_pod("three", FOREVER)).expect("apply");
     ready(&hub, &edge, "three");
@@ -333,9 +346,11 @@ fn half_filled_hub_stops_nothing_until_it_is_adopted() {
     assert_eq!(running(&edge), before);
     adopt(&hub, &edge, &["--yes"]);
     let two = ready(&hub, &edge, "two");
-    wait_running(&edge, "the new two alone runs", |all| {
-        matches!(all, [one] if one.pod == "two" && one.pid.is_some() && two["metadata"]["uid"] == one.uid.as_str())
-    });
+    wait_running(
+        &edge,
+        "the new two alone runs",
+        |all| matches!(all, [one] if one.pod == "two" && one.pid.is_some() && two["metadata"]["uid"] == one.uid.as_str()),
+    );
     not_suspect(&hub, &edge);
 }
 
@@ -375,9 +390,11 @@ fn older_backup_stops_nothing_until_it_is_adopted() {
     is_suspect(&hub, &edge);
     assert_eq!(running(&edge), before);
     adopt(&hub, &edge, &["--yes"]);
-    wait_running(&edge, "two has stopped, one goes on", |all| {
-        matches!(all, [one] if one.pod == "one" && one.pid.is_some() && before["one"] == one.id)
-    });
+    wait_running(
+        &edge,
+        "two has stopped, one goes on",
+        |all| matches!(all, [one] if one.pod == "one" && one.pid.is_some() && before["one"] == one.id),
+    );
     not_suspect(&hub, &edge);
 }
 
@@ -442,10 +459,12 @@ fn resets_leak_nothing_and_damaged_cni_results_keep_no_pod_from_starting() {
             expected = settled(&edge);
         }
     }
-    wait_for("nothing more than after the second reset", START, || match edge.resources() {
-        Ok(now) if now == expected => State::Done(()),
-        Ok(now) => State::Not(format!("{now:?} instead of {expected:?}")),
-        Err(error) => State::Not(error.to_string()),
+    wait_for("nothing more than after the second reset", START, || {
+        match edge.resources() {
+            Ok(now) if now == expected => State::Done(()),
+            Ok(now) => State::Not(format!("{now:?} instead of {expected:?}")),
+            Err(error) => State::Not(error.to_string()),
+        }
     })
     .unwrap_or_else(|e| panic!("{e}\n{}", edge.tail()));
 }

@@ -88,21 +88,19 @@ impl Site {
         command
     }
 
-    /// Runs `run` on a thread of its own inside namespace `role`: sockets that it opens are there. A runtime in it must be of one thread.
+    /// Runs `work` on a thread inside namespace `role`: what it connects to or binds is there.
     ///
     /// # Panics
-    /// When there is no such namespace, or `run` panics.
-    pub fn inside<T: Send>(&self, role: &str, run: impl FnOnce() -> T + Send) -> T {
+    /// When the namespace cannot be entered, or with what `work` panics with.
+    pub fn inside<T: Send>(&self, role: &str, work: impl FnOnce() -> T + Send) -> T {
         let path = format!("/run/netns/{}", self.namespace(role));
-        std::thread::scope(|scope| {
-            let thread = scope.spawn(|| {
-                let namespace = fs::File::open(&path).unwrap_or_else(|e| panic!("{path}: {e}"));
-                nix::sched::setns(namespace, nix::sched::CloneFlags::CLONE_NEWNET)
-                    .unwrap_or_else(|e| panic!("enter {path}: {e}"));
-                run()
-            });
-            thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
-        })
+        let run = || {
+            let namespace = fs::File::open(&path).unwrap_or_else(|e| panic!("{path}: {e}"));
+            nix::sched::setns(namespace, nix::sched::CloneFlags::CLONE_NEWNET).expect("root may enter a namespace");
+            work()
+        };
+        let ended = std::thread::scope(|scope| scope.spawn(run).join());
+        ended.unwrap_or_else(|panic| std::panic::resume_unwind(panic))
     }
 
     pub(crate) fn add_namespace(&self, role: &str) -> Result<()> {

@@ -176,11 +176,9 @@ async fn delete_options(call: &Call, request: Request<Incoming>) -> Result<(Dele
     if !body.is_object() {
         return Err(Status::bad_request("the body is no DeleteOptions"));
     }
-    for field in ["propagationPolicy"] {
-        let asked = call.query.get(field);
-        if !asked.is_empty() {
-            body[field] = asked.into();
-        }
+    let asked = call.query.get("propagationPolicy");
+    if !asked.is_empty() {
+        body["propagationPolicy"] = asked.into();
     }
     if let Some(seconds) = call.query.number("gracePeriodSeconds")? {
         body["gracePeriodSeconds"] = seconds.into();

@@ -23,7 +23,7 @@ use crate::object;
 use crate::status::{Errors, Status};
 use crate::store::{Expect, Key, Store, WriteError};
 
-pub use delete::DeleteOptions;
+pub(crate) use delete::DeleteOptions;
 pub(crate) use metadata::is_of_url;
 
 /// How often a change that met another writer's is made again before its caller is told.
@@ -31,7 +31,7 @@ const RETRIES: usize = 20;
 
 /// What a write is about.
 #[derive(Debug, Clone)]
-pub struct Target<'a> {
+pub(crate) struct Target<'a> {
     /// Who writes.
     pub identity: &'a Identity,
     /// The kind.
@@ -69,7 +69,7 @@ impl Target<'_> {
 
 /// What a write gives back.
 #[derive(Debug)]
-pub struct Written {
+pub(crate) struct Written {
     /// The object as it is stored (or would be).
     pub object: Value,
     /// Texts for the Warning header.
@@ -78,7 +78,7 @@ pub struct Written {
 
 /// Which part of an object a change may touch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Part {
+pub(crate) enum Part {
     /// Everything but `status`, where that is a part of its own.
     Main,
     /// `status` and what a status update may change of metadata.
@@ -89,7 +89,7 @@ pub enum Part {
 
 /// The writes.
 #[derive(Debug)]
-pub struct Registry {
+pub(crate) struct Registry {
     store: Store,
     admission: Admission,
     ranges: Ranges,
@@ -99,7 +99,7 @@ pub struct Registry {
 
 impl Registry {
     /// Over `store`.
-    pub fn new(store: Store, admission: Admission, ranges: Ranges) -> Self {
+    pub(crate) fn new(store: Store, admission: Admission, ranges: Ranges) -> Self {
         Self {
             store,
             admission,
@@ -109,7 +109,7 @@ impl Registry {
     }
 
     /// The store.
-    pub fn store(&self) -> &Store {
+    pub(crate) fn store(&self) -> &Store {
         &self.store
     }
 
@@ -117,7 +117,7 @@ impl Registry {
     ///
     /// # Errors
     /// 400, 403, 404, 409, 422 as the real server.
-    pub async fn create(&self, target: &Target<'_>, mut object: Value) -> Result<Written, Status> {
+    pub(crate) async fn create(&self, target: &Target<'_>, mut object: Value) -> Result<Written, Status> {
         let row = target.row;
         row.strategy.to_storage(&mut object);
         row.strategy.default(&mut object);
@@ -189,7 +189,7 @@ impl Registry {
     ///
     /// # Errors
     /// When the store takes nothing any more.
-    pub async fn ensure(&self, row: &'static Row, mut object: Value) -> Result<(), Status> {
+    pub(crate) async fn ensure(&self, row: &'static Row, mut object: Value) -> Result<(), Status> {
         let namespace = object::namespace(&object).to_owned();
         let name = object::name(&object).to_owned();
         let key = Key::new(row.storage, &namespace, &name);
@@ -217,7 +217,7 @@ impl Registry {
     ///
     /// # Errors
     /// 400, 403, 404, 409, 422 as the real server.
-    pub fn change<'a>(
+    pub(crate) fn change<'a>(
         &'a self,
         target: &'a Target<'_>,
         part: Part,
@@ -230,7 +230,7 @@ impl Registry {
                 let current = current.value();
                 let object = incoming(&current)?;
                 let insists = metadata::precondition(target, &object, &current, version)?;
-                match self.replace(target, part, object, &current, version).await {
+                match self.replace(target, part, object, (&current, version)).await {
                     Err(Replace::Raced) if !insists => {}
                     Err(Replace::Raced) => return Err(target.conflict(metadata::MODIFIED)),
                     Err(Replace::Refused(status)) => return Err(status),
@@ -246,8 +246,7 @@ impl Registry {
         target: &Target<'_>,
         part: Part,
         object: Value,
-        current: &Value,
-        version: u64,
+        (current, version): (&Value, u64),
     ) -> Result<Written, Replace> {
         let (mut object, warnings) = self.judge(target, part, object, current)?;
         let held = if target.row.storage == "services" && part == Part::Main {

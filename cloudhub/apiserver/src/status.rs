@@ -70,25 +70,20 @@ impl Status {
         status
     }
 
-    fn about(code: u16, reason: &'static str, message: String, group: &str, kind: &str, name: &str) -> Self {
-        let details = Details {
+    fn about(mut self, group: &str, kind: &str, name: &str) -> Self {
+        self.details = Some(Box::new(Details {
             name: name.into(),
             group: group.into(),
             kind: kind.into(),
             ..Details::default()
-        };
-        Self {
-            code,
-            reason,
-            message,
-            details: Some(Box::new(details)),
-        }
+        }));
+        self
     }
 
     /// 404 for an object of `resource` (plural).
     pub fn not_found(group: &str, resource: &str, name: &str) -> Self {
         let message = format!("{} {name:?} not found", qualified(group, resource));
-        Self::about(404, "NotFound", message, group, resource, name)
+        Self::new(404, "NotFound", message).about(group, resource, name)
     }
 
     /// 404 for a path that is not served.
@@ -99,7 +94,7 @@ impl Status {
     /// 409 on creation.
     pub fn already_exists(group: &str, resource: &str, name: &str) -> Self {
         let message = format!("{} {name:?} already exists", qualified(group, resource));
-        Self::about(409, "AlreadyExists", message, group, resource, name)
+        Self::new(409, "AlreadyExists", message).about(group, resource, name)
     }
 
     /// 409 on update.
@@ -108,7 +103,7 @@ impl Status {
             "Operation cannot be fulfilled on {} {name:?}: {why}",
             qualified(group, resource)
         );
-        Self::about(409, "Conflict", message, group, resource, name)
+        Self::new(409, "Conflict", message).about(group, resource, name)
     }
 
     /// 403 with the real server's words.
@@ -118,7 +113,7 @@ impl Status {
         } else {
             format!("{} {name:?} is forbidden: {why}", qualified(group, resource))
         };
-        Self::about(403, "Forbidden", message, group, resource, name)
+        Self::new(403, "Forbidden", message).about(group, resource, name)
     }
 
     /// 422 with every fault.
@@ -133,7 +128,7 @@ impl Status {
             many => format!("[{}]", many.join(", ")),
         };
         let message = format!("{} {name:?} is invalid: {text}", qualified(group, kind));
-        let mut status = Self::about(422, "Invalid", message, group, kind, name);
+        let mut status = Self::new(422, "Invalid", message).about(group, kind, name);
         if let Some(details) = &mut status.details {
             details.causes = errors.list;
         }

@@ -181,17 +181,17 @@ fn cells(row: &Row, places: &[Place], object: &Value, now: OffsetDateTime) -> Ve
     places.iter().map(cell).collect()
 }
 
-fn included(mut object: Value, include: IncludeObject) -> Value {
+fn included(object: Value, include: IncludeObject) -> Value {
     match include {
         IncludeObject::None => Value::Null,
-        IncludeObject::Metadata => partial(&mut object),
+        IncludeObject::Metadata => partial(object),
         IncludeObject::Object => object,
     }
 }
 
 /// The `PartialObjectMetadata` of an object.
-pub(crate) fn partial(object: &mut Value) -> Value {
-    let metadata = object.get_mut("metadata").map(Value::take).unwrap_or_default();
+pub(crate) fn partial(mut object: Value) -> Value {
+    let metadata = object["metadata"].take();
     json!({"kind": "PartialObjectMetadata", "apiVersion": "meta.k8s.io/v1", "metadata": metadata})
 }
 

@@ -4,7 +4,7 @@ use bytes::Bytes;
 use http::header::GetAll;
 use http::{HeaderValue, Response, StatusCode, header};
 use http_body_util::{BodyExt as _, Full};
-use serde_json::{Value, json};
+use serde_json::Value;
 
 use crate::kubelet::Body;
 use crate::status::Status;
@@ -146,11 +146,6 @@ pub(super) fn warn(response: &mut Response<Body>, warnings: &[String]) {
             response.headers_mut().append(header::WARNING, value);
         }
     }
-}
-
-/// `PartialObjectMetadata` of an object.
-pub(super) fn metadata_of(object: &Value) -> Value {
-    json!({"kind": "PartialObjectMetadata", "apiVersion": "meta.k8s.io/v1", "metadata": object["metadata"]})
 }
 
 #[cfg(test)]

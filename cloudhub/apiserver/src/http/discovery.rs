@@ -59,8 +59,22 @@ pub(super) fn answer(call: &Call, path: &str) -> Result<Response<Body>, Status> 
             &call.shared.auth.openid_configuration(&call.shared.address.to_string()),
         )),
         "/openid/v1/jwks" => Ok(answer::json(200, &call.shared.auth.jwks())),
-        _ => document(trimmed),
+        _ => document(call, trimmed),
     }
+}
+
+/// An OpenAPI v3 document; it is held compressed.
+fn openapi(call: &Call, version: &str) -> Option<Response<Body>> {
+    let accepted = call.headers.get(header::ACCEPT_ENCODING).and_then(|v| v.to_str().ok());
+    let mut encodings = accepted.unwrap_or_default().split(',').map(str::trim);
+    if !encodings.any(|encoding| encoding == "gzip") {
+        return Some(answer::bytes(200, schema::openapi_document(version)?));
+    }
+    let mut response = answer::bytes(200, schema::openapi_document_gzip(version)?);
+    response
+        .headers_mut()
+        .insert(header::CONTENT_ENCODING, HeaderValue::from_static("gzip"));
+    Some(response)
 }
 
 /// The OpenAPI v2 document. kubectl asks for it when the v3 ones do not have a kind, and it shall learn that this one does not have it
@@ -92,11 +106,9 @@ fn health(path: &str, call: &Call) -> Option<Response<Body>> {
     }))
 }
 
-fn document(path: &str) -> Result<Response<Body>, Status> {
+fn document(call: &Call, path: &str) -> Result<Response<Body>, Status> {
     if let Some(version) = path.strip_prefix("/openapi/v3/") {
-        return schema::openapi_document(version)
-            .map(|d| answer::bytes(200, d))
-            .ok_or_else(Status::no_such_path);
+        return openapi(call, version).ok_or_else(Status::no_such_path);
     }
     let mut parts = path.split('/').skip(1);
     let (group_name, version) = match (parts.next(), parts.next(), parts.next(), parts.next()) {

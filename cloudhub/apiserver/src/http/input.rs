@@ -2,9 +2,9 @@
 
 use std::time::Duration;
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use http::{HeaderMap, Method, Request, header};
-use http_body_util::{BodyExt as _, LengthLimitError, Limited};
+use http_body_util::BodyExt as _;
 use hyper::body::Incoming;
 use serde_json::{Value, json};
 
@@ -13,6 +13,8 @@ use crate::status::{Errors, Status};
 
 /// As kube-apiserver's limit for a request.
 pub(super) const MAX_BODY: usize = 3 << 20;
+/// So much of a body that is too large is read before it is refused.
+const READ_ON: usize = 4 * MAX_BODY;
 /// A body over a bad link; a slower writer is told.
 const BODY_WITHIN: Duration = Duration::from_secs(60);
 const MAX_PARAMETERS: usize = 1000;
@@ -211,18 +213,17 @@ pub(super) fn percent_decode(text: &str) -> Option<String> {
     String::from_utf8(out).ok()
 }
 
-/// The whole body.
+/// The whole body. One that is too large is read on for a while: clients that still send when the answer comes and the connection is
+/// closed do not see the answer.
 pub(super) async fn body(request: Request<Incoming>) -> Result<Bytes, Status> {
     let too_large = || Status::too_large(format!("Request entity too large: limit is {MAX_BODY}"));
     let told = request
         .headers()
         .get(header::CONTENT_LENGTH)
         .and_then(|v| v.to_str().ok()?.parse::<usize>().ok());
-    if told.is_some_and(|length| length > MAX_BODY) {
+    if told.is_some_and(|length| length > READ_ON) {
         return Err(too_large());
     }
-    let read = Limited::new(request.into_body(), MAX_BODY).collect();
-    let read = tokio::time::timeout(BODY_WITHIN, read).await;
     let slow = |_| {
         Status::new(
             408,
@@ -230,11 +231,26 @@ pub(super) async fn body(request: Request<Incoming>) -> Result<Bytes, Status> {
             format!("the body did not arrive within {} s", BODY_WITHIN.as_secs()),
         )
     };
-    match read.map_err(slow)? {
-        Ok(body) => Ok(body.to_bytes()),
-        Err(error) if error.is::<LengthLimitError>() => Err(too_large()),
-        Err(error) => Err(Status::bad_request(format!("the body could not be read: {error}"))),
+    let read = tokio::time::timeout(BODY_WITHIN, whole(request.into_body()));
+    read.await.map_err(slow)??.ok_or_else(too_large)
+}
+
+/// All bytes; None: more than there may be.
+async fn whole(mut body: Incoming) -> Result<Option<Bytes>, Status> {
+    let (mut kept, mut size) = (BytesMut::new(), 0_usize);
+    while let Some(frame) = body.frame().await {
+        let frame = frame.map_err(|error| Status::bad_request(format!("the body could not be read: {error}")))?;
+        let Some(data) = frame.data_ref() else { continue };
+        size += data.len();
+        if size <= MAX_BODY {
+            kept.extend_from_slice(data);
+        } else if size > READ_ON {
+            return Ok(None);
+        } else {
+            kept = BytesMut::new();
+        }
     }
+    Ok((size <= MAX_BODY).then(|| kept.freeze()))
 }
 
 /// The media type of the body without parameters; "" where none is said.

@@ -104,7 +104,7 @@ pub(super) fn value(call: &Call, row: &'static Row, code: u16, object: Value) ->
     let object = in_version(row, object);
     Ok(match call.accept.shape {
         Shape::Full => answer::json(code, &object),
-        Shape::Metadata => answer::json(code, &answer::metadata_of(&object)),
+        Shape::Metadata => answer::json(code, &table::partial(object)),
         Shape::Table => {
             let resource_version = object::text(&object, "/metadata/resourceVersion").to_owned();
             let meta = ListMeta {
@@ -127,7 +127,7 @@ pub(super) fn is_stored_version(row: &Row) -> bool {
 /// An object in the row's version.
 pub(super) fn in_version(row: &Row, mut object: Value) -> Value {
     if !is_stored_version(row) {
-        row.strategy.from_storage(&mut object);
+        row.strategy.to_version(&mut object);
         object["apiVersion"] = row.api_version().into();
     }
     object
@@ -253,7 +253,7 @@ fn list(call: &Call, place: &Place) -> Result<Response<Body>, Status> {
             let items = page
                 .objects
                 .iter()
-                .map(|stored| answer::metadata_of(&stored.value()))
+                .map(|stored| table::partial(stored.value()))
                 .collect();
             list("PartialObjectMetadataList", "meta.k8s.io/v1".into(), items)
         }

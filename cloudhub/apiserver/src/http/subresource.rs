@@ -69,6 +69,9 @@ async fn own(call: &Call, place: &Place, part: Part, request: Request<Incoming>)
     }
 }
 
+/// The Scale that is wanted, from the current object.
+type MakeScale = Box<dyn Fn(&Value) -> Result<Value, Status> + Send + Sync>;
+
 async fn scale(call: &Call, place: &Place, request: Request<Incoming>) -> Result<Response<Body>, Status> {
     let row = place.row()?;
     if call.method == Method::GET {
@@ -79,7 +82,7 @@ async fn scale(call: &Call, place: &Place, request: Request<Incoming>) -> Result
     }
     let target = write::target(call, place)?;
     let validation = call.query.validation();
-    let make: Box<dyn Fn(&Value) -> Result<Value, Status> + Send + Sync> = match call.method {
+    let make: MakeScale = match call.method {
         Method::PUT => {
             let body = input::object(&call.headers, request).await?;
             let (scale, _) = write::decode_as("autoscaling/v1", "Scale", &body, validation)?;
@@ -348,7 +351,7 @@ pub(super) async fn review(
     if call.method != Method::POST || !place.name.is_empty() {
         return Err(Status::method_not_allowed());
     }
-    if kind.namespaced != !place.namespace.is_empty() {
+    if kind.namespaced == place.namespace.is_empty() {
         return Err(Status::no_such_path());
     }
     let body = input::object(&call.headers, request).await?;

@@ -224,7 +224,7 @@ impl Following {
     fn shaped(&mut self, object: Value, version: u64) -> Value {
         match self.look.shape {
             Shape::Full => object,
-            Shape::Metadata => answer::metadata_of(&object),
+            Shape::Metadata => table::partial(object),
             Shape::Table => {
                 let meta = ListMeta {
                     resource_version: version.to_string(),

@@ -106,6 +106,7 @@ pub(super) async fn change(
 async fn put(call: &Call, target: &Target<'_>, part: Part, request: Request<Incoming>) -> Result<Written, Status> {
     let body = input::object(&call.headers, request).await?;
     let (object, mut warnings) = decode(target.row, &body, call.query.validation())?;
+    registry::is_of_url(target, &object)?;
     let mut written = call
         .shared
         .registry
@@ -176,11 +177,9 @@ async fn delete_options(call: &Call, request: Request<Incoming>) -> Result<(Dele
     if !body.is_object() {
         return Err(Status::bad_request("the body is no DeleteOptions"));
     }
-    for field in ["propagationPolicy"] {
-        let asked = call.query.get(field);
-        if !asked.is_empty() {
-            body[field] = asked.into();
-        }
+    let asked = call.query.get("propagationPolicy");
+    if !asked.is_empty() {
+        body["propagationPolicy"] = asked.into();
     }
     if let Some(seconds) = call.query.number("gracePeriodSeconds")? {
         body["gracePeriodSeconds"] = seconds.into();

@@ -9,7 +9,6 @@ use super::services::{is_cidr, is_ipv6};
 use super::{Column, Row, Strategy, column, number, wide};
 use crate::object::{self, carry, default, items, map, text};
 use crate::status::Errors;
-use crate::store::Store;
 
 pub(super) const ROWS: &[Row] = &[
     Row {
@@ -65,7 +64,7 @@ pub(super) const ROWS: &[Row] = &[
         short_names: &["pc"],
         categories: &[],
         namespaced: false,
-        storage: PRIORITY_CLASSES,
+        storage: "priorityclasses",
         status: false,
         scale: false,
         generation: false,
@@ -100,7 +99,6 @@ pub(super) const ROWS: &[Row] = &[
     },
 ];
 
-const PRIORITY_CLASSES: &str = "priorityclasses";
 const IMMUTABLE: &str = "field is immutable";
 
 #[derive(Debug)]
@@ -451,21 +449,6 @@ fn is_no_system_class(name: &str, value: i64, global_default: bool) -> Option<St
     global_default.then(|| format!("globalDefault of {name} PriorityClass must be false"))
 }
 
-/// For admission: why `class` may not be the default of the cluster; None where it does not want to be or no other one is.
-pub(crate) fn second_global_default(store: &Store, class: &Value) -> Option<String> {
-    if !is_global_default(class) {
-        return None;
-    }
-    let (_, classes) = store.list(PRIORITY_CLASSES, None, None, usize::MAX);
-    let other = classes
-        .iter()
-        .find(|c| c.key.name != object::name(class) && is_global_default(&c.value()))?;
-    let name = &other.key.name;
-    Some(format!(
-        "PriorityClass {name} is already marked as default. Only one default can exist"
-    ))
-}
-
 #[derive(Debug)]
 struct RuntimeClasses;
 
@@ -681,23 +664,6 @@ mod tests {
                 "value: Forbidden: may not be changed in an update.",
                 "preemptionPolicy: Invalid value: \"Never\": field is immutable"
             ]
-        );
-    }
-
-    #[tokio::test]
-    async fn one_priority_class_is_the_default() {
-        let folder = tempfile::tempdir().unwrap();
-        let (store, committer) = Store::open(folder.path()).unwrap();
-        let mut tasks = tokio::task::JoinSet::new();
-        tasks.spawn(committer.run());
-        let class = |name: &str| json!({"metadata": {"name": name}, "globalDefault": true});
-        let key = crate::store::Key::new(PRIORITY_CLASSES, "", "a");
-        store.put(key, crate::store::Expect::Absent, class("a")).await.unwrap();
-        assert_eq!(second_global_default(&store, &class("a")), None);
-        assert_eq!(second_global_default(&store, &json!({"metadata": {"name": "b"}})), None);
-        assert_eq!(
-            second_global_default(&store, &class("b")).unwrap(),
-            "PriorityClass a is already marked as default. Only one default can exist"
         );
     }
 

@@ -23,7 +23,6 @@ use serde_json::{Value, json};
 
 pub(crate) use binding::{bind, set_condition};
 pub(crate) use defaults::template as default_template;
-pub(crate) use printing::human_duration;
 pub(crate) use update::{prepare_ephemeral, same, validate_ephemeral};
 pub(crate) use validation::template as validate_template;
 

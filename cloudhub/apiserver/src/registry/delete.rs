@@ -15,7 +15,7 @@ const FOREGROUND: &str = "foregroundDeletion";
 
 /// `meta/v1 DeleteOptions`, as far as they are served.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct DeleteOptions {
+pub(crate) struct DeleteOptions {
     /// Seconds; None = the object's own.
     pub grace: Option<i64>,
     /// `Orphan`, `Background`, `Foreground`, or "".
@@ -31,7 +31,7 @@ impl DeleteOptions {
     ///
     /// # Errors
     /// 400 for fields that contradict each other or are no numbers.
-    pub fn parse(body: &Value) -> Result<Self, Status> {
+    pub(crate) fn parse(body: &Value) -> Result<Self, Status> {
         let mut options = Self::default();
         match &body["gracePeriodSeconds"] {
             Value::Null => {}
@@ -66,7 +66,7 @@ const ORPHAN_POLICY: &str = "Orphan";
 
 /// What became of a deletion.
 #[derive(Debug)]
-pub struct Deleted {
+pub(crate) struct Deleted {
     /// The object's last state, or its state while it waits.
     pub object: Value,
     /// Whether it is gone.
@@ -92,7 +92,7 @@ impl Registry {
     ///
     /// # Errors
     /// 403, 404, 409 as the real server.
-    pub async fn delete(&self, target: &Target<'_>, options: &DeleteOptions) -> Result<Deleted, Status> {
+    pub(crate) async fn delete(&self, target: &Target<'_>, options: &DeleteOptions) -> Result<Deleted, Status> {
         for _ in 0..super::RETRIES {
             let stored = self.store.latest(&target.key()).ok_or_else(|| target.not_found())?;
             let current = stored.value();

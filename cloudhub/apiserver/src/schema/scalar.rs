@@ -47,7 +47,7 @@ const BINARY: [&str; 6] = ["Ki", "Mi", "Gi", "Ti", "Pi", "Ei"];
 /// # Errors
 ///
 /// What Go would say.
-pub(crate) fn canonical_quantity(text: &str) -> Result<String, &'static str> {
+pub(super) fn canonical_quantity(text: &str) -> Result<String, &'static str> {
     let text = text.trim();
     let (nanos, family) = parse_quantity(text).ok_or(BAD_QUANTITY)?;
     let nanos = match family {

@@ -169,7 +169,7 @@ impl What {
             Self::Scalar(Shape::Text | Shape::Bytes) => "".into(),
             Self::Scalar(Shape::Quantity) => "0".into(),
             Self::Scalar(Shape::Bool) => false.into(),
-            Self::Scalar(Shape::Int32 | Shape::Int64 | Shape::Double | Shape::IntOrString) => 0.into(),
+            Self::Scalar(Shape::Int32 | Shape::Int64 | Shape::IntOrString) => 0.into(),
             Self::List(_) | Self::Map(_) | Self::Scalar(_) => Value::Null,
         }
     }
@@ -219,7 +219,6 @@ impl Seed<'_> {
                     Err(value) => Err(self.pass.refuse(&value, &what)),
                 }
             }
-            What::Scalar(Shape::Double) => Ok(Value::Number(number.clone())),
             What::Scalar(Shape::Quantity) => match canonical_quantity(&text) {
                 Ok(value) => Ok(value.into()),
                 Err(why) => Err(pass.refuse_text(why.to_owned())),
@@ -401,9 +400,7 @@ fn leaves_out(field: &Field, value: &Value) -> bool {
         Value::Object(entries) => entries.is_empty() && matches!(field.shape, Shape::Map(_)),
         Value::String(text) => text.is_empty() && matches!(field.shape, Shape::Text | Shape::Bytes),
         Value::Bool(value) => !value && matches!(field.shape, Shape::Bool),
-        Value::Number(number) => {
-            number.as_f64() == Some(0.0) && matches!(field.shape, Shape::Int32 | Shape::Int64 | Shape::Double)
-        }
+        Value::Number(number) => number.as_f64() == Some(0.0) && matches!(field.shape, Shape::Int32 | Shape::Int64),
     }
 }
 

@@ -179,7 +179,7 @@ impl Strategy for CoreEvents {
         stored(object);
     }
 
-    fn from_storage(&self, object: &mut Value) {
+    fn to_version(&self, object: &mut Value) {
         stored(object);
         fill(object, CORE_ALWAYS);
     }
@@ -229,7 +229,7 @@ impl Strategy for NewEvents {
         stored(object);
     }
 
-    fn from_storage(&self, object: &mut Value) {
+    fn to_version(&self, object: &mut Value) {
         let names = NAMES.iter().map(|(new, old)| (*old, *new));
         rename(object, "events.k8s.io/v1", names);
         fill(object, EVENTS_ALWAYS);
@@ -421,12 +421,12 @@ mod tests {
         assert_eq!(event["apiVersion"], "v1");
         assert_eq!(event["involvedObject"]["name"], "p");
         assert_eq!(event["reportingComponent"], "scheduler");
-        CoreEvents.from_storage(&mut event);
+        CoreEvents.to_version(&mut event);
         assert_eq!(event["message"], "text");
         assert_eq!(event["source"], json!({}));
         assert_eq!(event["lastTimestamp"], Value::Null);
         CoreEvents.to_storage(&mut event);
-        NewEvents.from_storage(&mut event);
+        NewEvents.to_version(&mut event);
         for (field, value) in newer().as_object().unwrap() {
             assert_eq!(&event[field], value, "{field}");
         }

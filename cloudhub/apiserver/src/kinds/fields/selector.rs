@@ -2,6 +2,7 @@
 
 use serde_json::{Map, Value};
 
+use super::{is_label_value, is_qualified_name};
 use crate::object::{items, text};
 
 fn operator(requirement: &Value) -> &str {
@@ -10,6 +11,13 @@ fn operator(requirement: &Value) -> &str {
 
 /// Whether the selector can be evaluated at all.
 pub(crate) fn is_selector(selector: &Value) -> bool {
+    let labels = selector.get("matchLabels").and_then(Value::as_object);
+    let sound = |(key, value): (&String, &Value)| {
+        is_qualified_name(key).is_empty() && is_label_value(value.as_str().unwrap_or_default()).is_empty()
+    };
+    if !labels.into_iter().flatten().all(sound) {
+        return false;
+    }
     items(selector, "/matchExpressions").iter().all(|requirement| {
         let values = !items(requirement, "/values").is_empty();
         match operator(requirement) {

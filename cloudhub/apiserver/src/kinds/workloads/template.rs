@@ -28,10 +28,9 @@ pub(super) fn validate(errors: &mut Errors, spec: &At, kind: &str) {
         return;
     }
     let labels = template.down(&["metadata", "labels"]);
-    // An absent selector matches nothing in a DaemonSet; elsewhere it was named above.
+    // An absent selector matches nothing; an empty one was named above.
     let judged = evaluable && !(selector.is_set() && is_empty_selector(selector.value));
-    let absent = !selector.is_set();
-    if judged && (!absent || kind == "DaemonSet") && !selector_matches(Some(selector.value), Some(labels.value)) {
+    if judged && !selector_matches(Some(selector.value), Some(labels.value)) {
         let shown = if labels.is_set() {
             labels.value.clone()
         } else {

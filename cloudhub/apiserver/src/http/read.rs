@@ -81,6 +81,10 @@ pub(super) fn answer(call: &Call, place: &Place) -> Result<Response<Body>, Statu
             list(call, place)
         };
     }
+    let version = call.query.get("resourceVersion");
+    if !version.is_empty() {
+        parse_version(version).map_err(|why| Status::new(500, "", why))?;
+    }
     let key = Key::new(
         row.storage,
         if row.namespaced { &place.namespace } else { "" },

@@ -22,7 +22,7 @@ const MAX_DEPTH: usize = 100;
 pub(super) fn apply(current: &Value, patch: &Value) -> Result<Value, Status> {
     let Value::Array(operations) = patch else {
         return Err(Status::bad_request(
-            "error decoding patch: json: cannot unmarshal a value that is no list into Go value of type []handlers.jsonPatchOp",
+            "error decoding patch: json: cannot unmarshal object into Go value of type []handlers.jsonPatchOp",
         ));
     };
     if operations.len() > MAX_OPERATIONS {

@@ -62,8 +62,6 @@ pub(super) fn fresh(target: &Target<'_>, object: &mut Value) {
         "deletionGracePeriodSeconds",
         "selfLink",
         "managedFields",
-        "generation",
-        "resourceVersion",
     ] {
         metadata.shift_remove(field);
     }

@@ -1,5 +1,6 @@
 //! Answers as values that can be compared: what a server chooses or counts is replaced by a word for it.
 
+use std::collections::BTreeMap;
 use std::fmt;
 
 use serde_json::{Map, Value, json};
@@ -35,6 +36,8 @@ impl fmt::Display for Difference {
 
 /// `{code, type, warnings, body}`; the body of a watch is a list of events.
 pub(crate) fn value(reply: &Reply) -> Value {
+    // Ours tells what a Service is for here; that is not the API's.
+    let warnings: Vec<_> = reply.warnings.iter().filter(|text| !text.contains("Kedge")).collect();
     let body = serde_json::from_slice(&reply.body).unwrap_or_else(|_| {
         let text = String::from_utf8_lossy(&reply.body);
         let lines: Option<Vec<Value>> = text.lines().map(|line| serde_json::from_str(line).ok()).collect();
@@ -43,7 +46,7 @@ pub(crate) fn value(reply: &Reply) -> Value {
             _ => Value::String(text.into_owned()),
         }
     });
-    json!({"code": reply.code, "type": reply.content_type, "warnings": reply.warnings, "body": body})
+    json!({"code": reply.code, "type": reply.content_type, "warnings": warnings, "body": body})
 }
 
 /// Takes out what may differ in any answer.
@@ -69,7 +72,7 @@ fn object(fields: &mut Map<String, Value>, address: &str) {
                 *value = "PORT".into();
             }
             // The real server goes through bindings in no order.
-            ("nonResourceRules" | "resourceRules", Value::Array(rules)) => rules.sort_by_key(Value::to_string),
+            ("nonResourceRules" | "resourceRules", Value::Array(rules)) => rules.sort_by_key(sorted_text),
             // Documentation: ours is in our own words.
             ("columnDefinitions", Value::Array(columns)) => {
                 columns.iter_mut().filter_map(Value::as_object_mut).for_each(|column| {
@@ -83,6 +86,12 @@ fn object(fields: &mut Map<String, Value>, address: &str) {
             _ => {}
         }
     }
+}
+
+/// The text of an object whatever the order of its fields.
+fn sorted_text(value: &Value) -> String {
+    let fields: BTreeMap<_, _> = value.as_object().into_iter().flatten().collect();
+    format!("{fields:?}")
 }
 
 fn generated_name(metadata: &mut Map<String, Value>) {
@@ -113,6 +122,9 @@ fn words(text: &str, address: &str) -> String {
     if is_recent(text) {
         return if text.contains('.') { "MICROTIME" } else { "TIME" }.into();
     }
+    if let Some((path, _)) = text.split_once("?hash=") {
+        return path.to_owned();
+    }
     let mut text = without_object(&text.replace(address, "ADDRESS"));
     for (prefix, length, word) in [("kube-api-access-", 5, "XXXXX"), ("10.96.", 0, "A.B")] {
         text = after(&text, prefix, length, word);
@@ -125,6 +137,23 @@ fn without_object(text: &str) -> String {
     match (text.find("Invalid value: \"{\\\""), text.rfind("}\": ")) {
         (Some(from), Some(to)) if from < to => format!("{}Invalid value: OBJECT{}", &text[..from], &text[to + 2..]),
         _ => text.to_owned(),
+    }
+}
+
+/// What an OpenAPI document says that is not compared: prose, and media types and methods that we do not have.
+pub(crate) fn without_prose(value: &mut Value) {
+    match value {
+        Value::Object(fields) => {
+            if fields.get("description").is_some_and(Value::is_string) {
+                fields.shift_remove("description");
+            }
+            if let Some(Value::Object(content)) = fields.get_mut("content") {
+                content.retain(|media, _| media == "application/json" || media.ends_with("patch+json"));
+            }
+            fields.values_mut().for_each(without_prose);
+        }
+        Value::Array(items) => items.iter_mut().for_each(without_prose),
+        _ => {}
     }
 }
 

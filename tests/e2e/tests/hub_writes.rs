@@ -201,16 +201,43 @@ fn wait_session(hub: &Hub, edge: &Edge, before: usize) -> Instant {
     Instant::now()
 }
 
+const DEPLOYMENT: &str = r"apiVersion: apps/v1
+kind: Deployment
+metadata: {name: web}
+spec:
+  replicas: 1
+  selector: {matchLabels: {app: web}}
+  template:
+    metadata: {labels: {app: web}}
+    spec:
+      terminationGracePeriodSeconds: 1
+      containers:
+      - name: main
+        image: kedge.dev/demo:1
+        readinessProbe: {httpGet: {path: /healthz, port: 8080}, periodSeconds: 1}
+";
+
+/// Where no node at all is Ready, a control plane thinks that the trouble is its own and evicts nothing. Nothing else runs here.
+fn other_robot<'a>(site: &'a Site, hub: &Hub) -> Edge<'a> {
+    let mut other = Edge::new(site, 2, "robot-2").expect("a machine");
+    other.join(hub).expect("join");
+    other.start().expect("edgecore");
+    hub.kubectl
+        .wait(&["node", "robot-2"], START, |n| is_true(n, "Ready"))
+        .unwrap_or_else(|e| panic!("{e}\n{}\n{}", other.tail(), hub.tail()));
+    hub.kubectl.run(&["cordon", "robot-2"]).expect("cordon");
+    other
+}
+
 /// The node's outage is noticed in time, its pods stay bound to it and run on, and all is right soon after its return.
 fn long_outage(site: &Site, hub: &Hub) {
     let edge = robot(site, hub);
-    let deployment = yaml::WORKLOADS.replace("replicas: 2", "replicas: 1");
-    hub.kubectl.apply(&deployment).expect("apply");
-    for name in ["deployment/web", "daemonset/agent"] {
-        hub.kubectl
-            .run(&["rollout", "status", name, "--timeout=90s"])
-            .unwrap_or_else(|e| panic!("{e}\n{}\n{}", edge.tail(), hub.tail()));
-    }
+    let _other = other_robot(site, hub);
+    hub.kubectl.apply(DEPLOYMENT).expect("apply");
+    hub.kubectl
+        .run(&["rollout", "status", "deployment/web", "--timeout=90s"])
+        .unwrap_or_else(|e| panic!("{e}\n{}\n{}", edge.tail(), hub.tail()));
+    apply_ready(hub, &edge, "agent", &bound_pod("agent", FOREVER));
     let leaving = bound_pod("leaving", FOREVER).replace("labels: {", "labels: {kedge.dev/failover: 'true', ");
     apply_ready(hub, &edge, "leaving", &leaving);
     let pods_of = |app: &str| -> Vec<Value> {

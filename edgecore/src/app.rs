@@ -125,6 +125,7 @@ pub async fn build(config: EdgecoreConfig) -> Result<App, AppError> {
         complete: link.complete(),
     };
     let pods = PodManager::new(pods_config(&config), parts);
+    let views = pods.pods();
     let stop = supervisor.stop();
     supervisor.until_stop("pods", async move {
         pods.run(stop).await;
@@ -139,7 +140,7 @@ pub async fn build(config: EdgecoreConfig) -> Result<App, AppError> {
     let pages = Pages {
         config: json!(*config),
         node: node_info,
-        debug: debug_pages(&store, sessions),
+        debug: debug_pages(&store, sessions, views),
     };
     supervisor.forever("admin", Admin::bind(&config.admin_socket, pages)?.run());
     Ok(App {
@@ -269,6 +270,7 @@ async fn open_store(config: &EdgecoreConfig) -> Result<(Store, bool), AppError> 
 fn debug_pages(
     store: &Store,
     sessions: watch::Receiver<Option<tunnel::Session>>,
+    views: watch::Receiver<Arc<Vec<pods::PodView>>>,
 ) -> Vec<(&'static str, crate::admin::Source)> {
     let pods = store.clone();
     let pod = |entry: crate::kubelet_api::pods::PodEntry| -> Value {
@@ -283,5 +285,15 @@ fn debug_pages(
         };
         sessions.borrow().as_ref().map(one).into_iter().collect()
     };
-    vec![("pods", Box::new(list)), ("sessions", Box::new(session))]
+    // Not the store's word: what the workers of this process have seen in the runtime.
+    let worker = |view: &pods::PodView| -> Value {
+        let m = &view.object.metadata;
+        json!({"namespace": m.namespace, "name": m.name, "uid": m.uid, "phase": view.status.phase})
+    };
+    let workers = move || views.borrow().iter().map(worker).collect();
+    vec![
+        ("pods", Box::new(list)),
+        ("sessions", Box::new(session)),
+        ("workers", Box::new(workers)),
+    ]
 }

@@ -145,12 +145,6 @@ pub(crate) fn timestamp(at: SystemTime) -> String {
     time::OffsetDateTime::from(at).format(format).unwrap_or_default()
 }
 
-/// A Kubernetes `Time`.
-pub(crate) fn parse_timestamp(text: &str) -> Option<SystemTime> {
-    let at = time::OffsetDateTime::parse(text, &time::format_description::well_known::Rfc3339).ok()?;
-    Some(at.into())
-}
-
 /// RFC 3339 with microseconds, as Kubernetes' `MicroTime`.
 pub(crate) fn micro_timestamp(at: SystemTime) -> String {
     let format =

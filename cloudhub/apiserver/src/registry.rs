@@ -121,6 +121,7 @@ impl Registry {
         row.strategy.to_storage(&mut object);
         row.strategy.default(&mut object);
         metadata::name(target, &mut object)?;
+        metadata::no_version(target, &object)?;
         let name = object::name(&object).to_owned();
         let target = &Target {
             name: &name,
@@ -300,7 +301,7 @@ impl Registry {
         }
         let mut request = request(target, Operation::Update, Some(&mut object), Some(current));
         let mut warnings = self.admission.mutate(&mut request)?;
-        metadata::count_generation(target.row, part, &mut object, current);
+        metadata::count_generation(target, part, &mut object, current);
         metadata::validate_update(target, &object, current, &mut errors);
         match part {
             Part::Status => strategy.validate_status(&object, current, &mut errors),

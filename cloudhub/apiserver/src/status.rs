@@ -63,6 +63,13 @@ impl Status {
         }
     }
 
+    /// A refusal whose details are there and say nothing.
+    fn bare(code: u16, reason: &'static str, message: impl Into<String>) -> Self {
+        let mut status = Self::new(code, reason, message);
+        status.details = Some(Box::default());
+        status
+    }
+
     fn about(mut self, group: &str, kind: &str, name: &str) -> Self {
         self.details = Some(Box::new(Details {
             name: name.into(),
@@ -81,7 +88,7 @@ impl Status {
 
     /// 404 for a path that is not served.
     pub fn no_such_path() -> Self {
-        Self::new(404, "NotFound", "the server could not find the requested resource")
+        Self::bare(404, "NotFound", "the server could not find the requested resource")
     }
 
     /// 409 on creation.
@@ -145,16 +152,21 @@ impl Status {
 
     /// 405.
     pub fn method_not_allowed() -> Self {
-        Self::new(
+        Self::bare(
             405,
             "MethodNotAllowed",
             "the server does not allow this method on the requested resource",
         )
     }
 
-    /// 406, 415, … have no details.
+    /// 406.
+    pub fn not_acceptable(message: impl Into<String>) -> Self {
+        Self::bare(406, "NotAcceptable", message)
+    }
+
+    /// 415.
     pub fn unsupported_media_type(message: impl Into<String>) -> Self {
-        Self::new(415, "UnsupportedMediaType", message)
+        Self::bare(415, "UnsupportedMediaType", message)
     }
 
     /// 413.

@@ -154,11 +154,7 @@ pub(crate) fn render(
             json!({"cells": cells, "object": included(object, include)})
         })
         .collect();
-    let definitions: Vec<Value> = if headers {
-        places.iter().map(Place::definition).collect()
-    } else {
-        Vec::new()
-    };
+    let definitions: Option<Vec<Value>> = headers.then(|| places.iter().map(Place::definition).collect());
     json!({
         "kind": "Table",
         "apiVersion": "meta.k8s.io/v1",
@@ -166,6 +162,11 @@ pub(crate) fn render(
         "columnDefinitions": definitions,
         "rows": rows,
     })
+}
+
+/// The cells of one object.
+pub(crate) fn cells_of(row: &Row, object: &Value) -> Vec<Value> {
+    cells(row, &layout(row), object, object::now())
 }
 
 fn cells(row: &Row, places: &[Place], object: &Value, now: OffsetDateTime) -> Vec<Value> {
@@ -316,7 +317,7 @@ mod tests {
             table["metadata"],
             json!({"resourceVersion": "7", "continue": "next", "remainingItemCount": 3})
         );
-        assert_eq!(table["columnDefinitions"], json!([]));
+        assert_eq!(table["columnDefinitions"], json!(null));
         assert_eq!(table["rows"][0]["cells"], json!(["a", 1, "<unknown>"]));
         assert_eq!(table["rows"][0]["object"], object);
         assert!(IncludeObject::parse("All").is_err());

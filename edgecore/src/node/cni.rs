@@ -228,11 +228,18 @@ mod tests {
         assert!(remove_damaged_results(dir.path()).is_ok(), "there is no folder yet");
         let results = dir.path().join("results");
         std::fs::create_dir(&results).unwrap();
-        for (name, text) in [("whole", r#"{"kind":"cniCacheV1"}"#), ("empty", ""), ("half", r#"{"kind":"cni"#)] {
+        for (name, text) in [
+            ("whole", r#"{"kind":"cniCacheV1"}"#),
+            ("empty", ""),
+            ("half", r#"{"kind":"cni"#),
+        ] {
             std::fs::write(results.join(name), text).unwrap();
         }
         remove_damaged_results(dir.path()).unwrap();
-        let left: Vec<_> = std::fs::read_dir(&results).unwrap().map(|e| e.unwrap().file_name()).collect();
+        let left: Vec<_> = std::fs::read_dir(&results)
+            .unwrap()
+            .map(|e| e.unwrap().file_name())
+            .collect();
         assert_eq!(left, ["whole"]);
     }
 

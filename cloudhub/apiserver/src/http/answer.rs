@@ -48,9 +48,7 @@ impl Accept {
             }
         }
         if any {
-            return Err(Status::new(
-                406,
-                "NotAcceptable",
+            return Err(Status::not_acceptable(
                 "only the following media types are accepted: application/json",
             ));
         }
@@ -118,6 +116,13 @@ pub(super) fn text(body: impl Into<Bytes>) -> Response<Body> {
         header::CONTENT_TYPE,
         HeaderValue::from_static("text/plain; charset=utf-8"),
     );
+    response
+}
+
+/// What a Go server answers to a path that nobody has registered.
+pub(super) fn no_page() -> Response<Body> {
+    let mut response = text("404 page not found\n");
+    *response.status_mut() = StatusCode::NOT_FOUND;
     response
 }
 

@@ -1,7 +1,10 @@
 //! What is served: health, version, discovery (plain and aggregated), OpenAPI, the keys of tokens.
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use http::{HeaderValue, Method, Response, header};
 use serde_json::{Value, json};
+use sha2::{Digest as _, Sha256};
 
 use super::{Call, answer};
 use crate::auth::reviews;
@@ -43,7 +46,7 @@ pub(super) fn answer(call: &Call, path: &str) -> Result<Response<Body>, Status> 
             &json!({"kind": "APIVersions", "versions": ["v1"], "serverAddressByClientCIDRs": []}),
         )),
         "/apis" => {
-            let groups: Vec<Value> = groups().iter().map(|g| group(g)).collect();
+            let groups: Vec<Value> = groups().iter().map(|g| in_list(group(g))).collect();
             Ok(answer::json(
                 200,
                 &json!({"kind": "APIGroupList", "apiVersion": "v1", "groups": groups}),
@@ -114,8 +117,11 @@ fn document(call: &Call, path: &str) -> Result<Response<Body>, Status> {
             return Ok(answer::json(200, &group(name)));
         }
         (Some("apis"), Some(name), Some(version), None) => (name, version),
-        _ => return Err(Status::no_such_path()),
+        _ => return Ok(answer::no_page()),
     };
+    if !is_group(group_name) {
+        return Ok(answer::no_page());
+    }
     let resources = resources(group_name, version);
     if resources.is_empty() {
         return Err(Status::no_such_path());
@@ -123,6 +129,11 @@ fn document(call: &Call, path: &str) -> Result<Response<Body>, Status> {
     let list = json!({"kind": "APIResourceList", "apiVersion": "v1",
                       "groupVersion": group_version(group_name, version), "resources": resources});
     Ok(answer::json(200, &list))
+}
+
+/// Whether anything of `group` is served.
+pub(super) fn is_group(group: &str) -> bool {
+    group.is_empty() || groups().contains(&group)
 }
 
 fn paths() -> Vec<String> {
@@ -193,6 +204,15 @@ fn group(name: &str) -> Value {
     let versions = versions(name);
     let all: Vec<Value> = versions.iter().map(one).collect();
     json!({"kind": "APIGroup", "apiVersion": "v1", "name": name, "versions": all, "preferredVersion": all.first()})
+}
+
+/// Groups in lists do not say their kind.
+fn in_list(mut group: Value) -> Value {
+    if let Some(fields) = group.as_object_mut() {
+        fields.shift_remove("kind");
+        fields.shift_remove("apiVersion");
+    }
+    group
 }
 
 /// One resource of a group and version.
@@ -306,7 +326,16 @@ fn subresources(row: &'static Row) -> Vec<Subresource> {
         ("", "serviceaccounts") => add("token", ("authentication.k8s.io", "v1", "TokenRequest"), &["create"]),
         _ => {}
     }
+    found.sort_by_key(|sub| sub.name);
     found
+}
+
+/// What the real server says of the version that a kind is stored in; clients only compare it.
+fn storage_hash(resource: &Resource, group: &str, version: &str) -> Option<String> {
+    let row = kinds::row(group, version, resource.plural)?;
+    let stored = kinds::rows().find(|r| r.storage == row.storage)?;
+    let digest = Sha256::digest(format!("{}/{}/{}", stored.group, stored.version, stored.kind));
+    Some(STANDARD.encode(&digest[..8]))
 }
 
 fn resources(group: &str, version: &str) -> Vec<Value> {
@@ -321,6 +350,9 @@ fn resources(group: &str, version: &str) -> Vec<Value> {
             if !names.is_empty() {
                 value[field] = json!(names);
             }
+        }
+        if let Some(hash) = storage_hash(&resource, group, version) {
+            value["storageVersionHash"] = json!(hash);
         }
         list.push(value);
         for sub in &resource.subresources {
@@ -358,17 +390,26 @@ fn aggregated_group(group: &'static str) -> Value {
         })
         .collect();
     let metadata = if group.is_empty() {
-        json!({"creationTimestamp": null})
+        json!({})
     } else {
-        json!({"name": group, "creationTimestamp": null})
+        json!({"name": group})
     };
     json!({"metadata": metadata, "versions": versions})
 }
 
 fn aggregated_resource(resource: &Resource, group: &str, version: &str) -> Value {
     let scope = if resource.namespaced { "Namespaced" } else { "Cluster" };
+    // A kind of the same group and version is said without them.
+    let kind_of = |kind: (&str, &str, &str)| {
+        let (group, version) = if (kind.0, kind.1) == (group, version) {
+            ("", "")
+        } else {
+            (kind.0, kind.1)
+        };
+        json!({"group": group, "version": version, "kind": kind.2})
+    };
     let mut value = json!({"resource": resource.plural,
-                           "responseKind": {"group": group, "version": version, "kind": resource.kind},
+                           "responseKind": kind_of((group, version, resource.kind)),
                            "scope": scope, "singularResource": resource.singular, "verbs": resource.verbs});
     for (field, names) in [
         ("shortNames", resource.short_names),
@@ -381,10 +422,7 @@ fn aggregated_resource(resource: &Resource, group: &str, version: &str) -> Value
     let subresources: Vec<Value> = resource
         .subresources
         .iter()
-        .map(|sub| {
-            let (group, version, kind) = sub.kind;
-            json!({"subresource": sub.name, "responseKind": {"group": group, "version": version, "kind": kind}, "verbs": sub.verbs})
-        })
+        .map(|sub| json!({"subresource": sub.name, "responseKind": kind_of(sub.kind), "verbs": sub.verbs}))
         .collect();
     if !subresources.is_empty() {
         value["subresources"] = Value::Array(subresources);

@@ -34,17 +34,7 @@ impl Scope {
     pub(super) fn new(place: &Place, query: &Query) -> Result<Self, Status> {
         let row = place.row()?;
         let labels = Labels::parse(query.get("labelSelector"))?;
-        let mut text = query.get("fieldSelector").to_owned();
-        if !place.name.is_empty() {
-            // A watch of one object by its path.
-            let name = format!("metadata.name={}", place.name);
-            text = if text.is_empty() {
-                name
-            } else {
-                format!("{text},{name}")
-            };
-        }
-        let fields = Fields::parse(&text, row)?;
+        let fields = Fields::parse(query.get("fieldSelector"), row)?;
         let namespace = (row.namespaced && !place.namespace.is_empty()).then(|| place.namespace.clone());
         Ok(Self {
             row,
@@ -82,11 +72,14 @@ impl Continue {
 
 pub(super) fn answer(call: &Call, place: &Place) -> Result<Response<Body>, Status> {
     let row = place.row()?;
-    if call.query.flag("watch") {
-        return watch::answer(call, Scope::new(place, &call.query)?);
-    }
     if place.name.is_empty() {
-        return list(call, place);
+        let watches = call.query.flag("watch");
+        call.query.check_list(watches)?;
+        return if watches {
+            watch::answer(call, Scope::new(place, &call.query)?)
+        } else {
+            list(call, place)
+        };
     }
     let key = Key::new(
         row.storage,
@@ -157,6 +150,11 @@ fn page(call: &Call, scope: &Scope) -> Result<Page, Status> {
         .and_then(|limit| usize::try_from(limit).ok());
     let from = match call.query.get("continue") {
         "" => None,
+        _ if !matches!(call.query.get("resourceVersion"), "" | "0") => {
+            return Err(Status::bad_request(
+                "specifying resource version is not allowed when using continue",
+            ));
+        }
         text => Some(Continue::parse(text)?),
     };
     let after = from
@@ -172,7 +170,7 @@ fn page(call: &Call, scope: &Scope) -> Result<Page, Status> {
     if from_the_future(&call.query, now)? {
         return Err(too_new(call.query.get("resourceVersion"), now));
     }
-    if call.query.get("resourceVersionMatch") == "Exact" && call.query.number("resourceVersion")? != Some(version) {
+    if call.query.get("resourceVersionMatch") == "Exact" && call.query.get("resourceVersion") != version.to_string() {
         return Err(Status::expired("The resourceVersion for the provided list is too old."));
     }
     let filtered = !scope.labels.is_empty() || !scope.fields.is_empty();
@@ -197,14 +195,22 @@ fn page(call: &Call, scope: &Scope) -> Result<Page, Status> {
     })
 }
 
+/// A resourceVersion, or why it is none.
+pub(super) fn parse_version(text: &str) -> Result<u64, String> {
+    let fault =
+        |_| format!("resourceVersion: Invalid value: {text:?}: strconv.ParseUint: parsing {text:?}: invalid syntax");
+    text.parse().map_err(fault)
+}
+
 /// Whether the client has seen a later version than there is: it came from another store.
 pub(super) fn from_the_future(query: &Query, now: u64) -> Result<bool, Status> {
     let version = query.get("resourceVersion");
     if version.is_empty() {
         return Ok(false);
     }
-    let fault = |_| Status::bad_request(format!("resourceVersion {version:?}: must be a whole number"));
-    version.parse::<u64>().map(|version| version > now).map_err(fault)
+    parse_version(version)
+        .map(|version| version > now)
+        .map_err(|why| Status::bad_request(format!("invalid resource version: {why}")))
 }
 
 pub(super) fn too_new(version: &str, now: u64) -> Status {
@@ -260,7 +266,7 @@ fn list(call: &Call, place: &Place) -> Result<Response<Body>, Status> {
 }
 
 /// Objects in lists do not say their kind.
-fn item(mut object: Value) -> Value {
+pub(super) fn item(mut object: Value) -> Value {
     if let Some(fields) = object.as_object_mut() {
         fields.shift_remove("kind");
         fields.shift_remove("apiVersion");

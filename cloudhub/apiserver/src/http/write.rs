@@ -35,7 +35,7 @@ pub(super) fn target<'a>(call: &'a Call, place: &'a Place) -> Result<Target<'a>,
         namespace: if row.namespaced { &place.namespace } else { "" },
         name: &place.name,
         subresource: &place.subresource,
-        dry_run: call.query.dry_run()?,
+        dry_run: call.query.dry_run(&call.method)?,
     })
 }
 
@@ -76,7 +76,7 @@ async fn create(call: &Call, place: &Place, request: Request<Incoming>) -> Resul
         return Err(Status::method_not_allowed());
     }
     let body = input::object(&call.headers, request).await?;
-    let (object, mut warnings) = decode(target.row, &body, call.query.validation()?)?;
+    let (object, mut warnings) = decode(target.row, &body, call.query.validation())?;
     target.name = "";
     let written = call.shared.registry.create(&target, object).await?;
     warnings.extend(written.warnings);
@@ -105,7 +105,7 @@ pub(super) async fn change(
 
 async fn put(call: &Call, target: &Target<'_>, part: Part, request: Request<Incoming>) -> Result<Written, Status> {
     let body = input::object(&call.headers, request).await?;
-    let (object, mut warnings) = decode(target.row, &body, call.query.validation()?)?;
+    let (object, mut warnings) = decode(target.row, &body, call.query.validation())?;
     let mut written = call
         .shared
         .registry
@@ -119,16 +119,16 @@ async fn put(call: &Call, target: &Target<'_>, part: Part, request: Request<Inco
 pub(super) fn patch_type(call: &Call) -> Result<PatchType, Status> {
     let media = input::content_type(&call.headers);
     PatchType::of_media_type(media).ok_or_else(|| {
-        Status::unsupported_media_type(format!(
+        Status::unsupported_media_type(
             "the body of the request was in an unknown format - accepted media types include: application/json-patch+json, \
-             application/merge-patch+json, application/strategic-merge-patch+json (this one is {media:?})"
-        ))
+             application/merge-patch+json, application/strategic-merge-patch+json",
+        )
     })
 }
 
 async fn patch(call: &Call, target: &Target<'_>, part: Part, request: Request<Incoming>) -> Result<Written, Status> {
     let kind = patch_type(call)?;
-    let validation = call.query.validation()?;
+    let validation = call.query.validation();
     let body = input::json(&input::body(request).await?)?;
     let row = target.row;
     let version = row.api_version();
@@ -226,7 +226,7 @@ async fn delete_collection(call: &Call, place: &Place, request: Request<Incoming
         target.name = &stored.key.name;
         target.dry_run |= dry;
         match call.shared.registry.delete(&target, &options).await {
-            Ok(deleted) => items.push(read::in_version(scope.row, deleted.object)),
+            Ok(deleted) => items.push(read::item(read::in_version(scope.row, deleted.object))),
             // Somebody else was faster.
             Err(status) if status.code == 404 => {}
             Err(status) => return Err(status),

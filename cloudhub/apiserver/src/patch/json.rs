@@ -97,7 +97,14 @@ impl Document {
             "replace" => {
                 let value = operation.value?.clone();
                 fits(path, &value)?;
-                *self.find(path)? = value;
+                match self.find(path) {
+                    Some(at) => *at = value,
+                    // The real server's library replaces what is not there, in an object.
+                    None => {
+                        let (last, parent) = path.split_last()?;
+                        self.find(parent)?.as_object_mut()?.insert(last.clone(), value);
+                    }
+                }
                 Some(())
             }
             "move" => {

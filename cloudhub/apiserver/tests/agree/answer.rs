@@ -68,6 +68,8 @@ fn object(fields: &mut Map<String, Value>, address: &str) {
             ("nodePort" | "healthCheckNodePort", Value::Number(port)) if port.as_u64().is_some_and(|p| p >= 30000) => {
                 *value = "PORT".into();
             }
+            // The real server goes through bindings in no order.
+            ("nonResourceRules" | "resourceRules", Value::Array(rules)) => rules.sort_by_key(Value::to_string),
             // Documentation: ours is in our own words.
             ("columnDefinitions", Value::Array(columns)) => {
                 columns.iter_mut().filter_map(Value::as_object_mut).for_each(|column| {

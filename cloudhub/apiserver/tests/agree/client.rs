@@ -48,11 +48,13 @@ pub(crate) struct Reply {
     pub(crate) body: Bytes,
 }
 
-/// Two connections to one server.
+/// A connection to one server as the admin; without a certificate there is one a request, since kube-apiserver closes those after
+/// a 401.
 #[derive(Debug)]
 pub(crate) struct Client {
     admin: SendRequest<Full<Bytes>>,
-    nobody: SendRequest<Full<Bytes>>,
+    /// Without a certificate.
+    nobody: ClientConfig,
     /// `127.0.0.1:PORT`.
     pub(crate) address: String,
     _connections: JoinSet<hyper::Result<()>>,
@@ -84,7 +86,7 @@ impl Client {
         let admin = config_builder(&roots)?.with_client_auth_cert(chain, key)?;
         Ok(Self {
             admin: open(&address, admin, &mut connections).await?,
-            nobody: open(&address, nobody, &mut connections).await?,
+            nobody,
             address,
             _connections: connections,
         })
@@ -101,7 +103,12 @@ impl Client {
     }
 
     async fn exchange(&self, ask: &Ask) -> Result<Reply> {
-        let mut sender = if ask.certificate { &self.admin } else { &self.nobody }.clone();
+        let mut own = JoinSet::new();
+        let mut sender = if ask.certificate {
+            self.admin.clone()
+        } else {
+            open(&self.address, self.nobody.clone(), &mut own).await?
+        };
         sender.ready().await?;
         let mut request = Request::builder()
             .method(ask.method.as_str())
@@ -132,6 +139,11 @@ async fn reply(response: Response<Incoming>, events: usize) -> Result<Reply> {
         if let Ok(data) = frame?.into_data() {
             body.extend_from_slice(&data);
         }
+    }
+    if is_done(&body) {
+        // What came with the last one is another one.
+        let ends: Vec<usize> = (0..body.len()).filter(|at| body[*at] == b'\n').collect();
+        body.truncate(ends[events - 1] + 1);
     }
     Ok(Reply {
         code: code.as_u16(),

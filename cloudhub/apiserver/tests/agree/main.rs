@@ -1,7 +1,7 @@
 //! The embedded API and a real kube-apiserver get the same requests, and must answer the same.
 //!
 //! * `scripts/*.yaml` ([`script`]): steps, each a request; both servers get them in order, from an empty start
-//! * [`client`]: one HTTP/2 connection with the admin's certificate, one with none
+//! * [`client`]: HTTP/2, with the admin's certificate or with none
 //! * [`answer`]: what may differ in any answer (uids, times, versions, chosen addresses) is taken out; the rest is compared
 //!
 //! What else differs is a row in its step, with the reason; a row that no longer holds fails the test. `AGREE=NAME` runs the

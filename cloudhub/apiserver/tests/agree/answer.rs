@@ -24,7 +24,13 @@ impl fmt::Display for Difference {
             None => "-".to_owned(),
             Some(value) => value.to_string().chars().take(700).collect(),
         };
-        write!(f, "{}\n      real {}\n      ours {}", self.at, text(&self.real), text(&self.ours))
+        write!(
+            f,
+            "{}\n      real {}\n      ours {}",
+            self.at,
+            text(&self.real),
+            text(&self.ours)
+        )
     }
 }
 
@@ -68,10 +74,12 @@ fn object(fields: &mut Map<String, Value>, address: &str) {
             // The real server goes through bindings in no order.
             ("nonResourceRules" | "resourceRules", Value::Array(rules)) => rules.sort_by_key(sorted_text),
             // Documentation: ours is in our own words.
-            ("columnDefinitions", Value::Array(columns)) => columns.iter_mut().filter_map(Value::as_object_mut).for_each(|column| {
-                column.shift_remove("description");
-            }),
-            ("cells", Value::Array(cells)) => cells.iter_mut().filter(|cell| is_age(cell)).for_each(|cell| *cell = "AGE".into()),
+            ("columnDefinitions", Value::Array(columns)) => {
+                columns.iter_mut().filter_map(Value::as_object_mut).for_each(|column| {
+                    column.shift_remove("description");
+                })
+            }
+            ("cells", Value::Array(cells)) => cells.iter_mut().for_each(chosen),
             _ => {}
         }
     }
@@ -84,7 +92,11 @@ fn sorted_text(value: &Value) -> String {
 }
 
 fn generated_name(metadata: &mut Map<String, Value>) {
-    let prefix = metadata.get("generateName").and_then(Value::as_str).unwrap_or_default().to_owned();
+    let prefix = metadata
+        .get("generateName")
+        .and_then(Value::as_str)
+        .unwrap_or_default()
+        .to_owned();
     if let Some(Value::String(name)) = metadata.get_mut("name")
         && !prefix.is_empty()
         && name.starts_with(&prefix)
@@ -92,6 +104,23 @@ fn generated_name(metadata: &mut Map<String, Value>) {
     {
         *name = format!("{prefix}XXXXX");
     }
+}
+
+/// Ages, and ports that the server chose: `80:30123/TCP`.
+fn chosen(cell: &mut Value) {
+    if is_age(cell) {
+        *cell = "AGE".into();
+    }
+    let Some(text) = cell.as_str().filter(|text| text.contains(":3")) else {
+        return;
+    };
+    let ports = text
+        .split(',')
+        .map(|port| match (port.split_once(':'), port.rsplit_once('/')) {
+            (Some((port, _)), Some((_, protocol))) => format!("{port}:PORT/{protocol}"),
+            _ => port.to_owned(),
+        });
+    *cell = ports.collect::<Vec<_>>().join(",").into();
 }
 
 /// `5s`, `2m30s`, `3d`.
@@ -135,6 +164,9 @@ pub(crate) fn without_prose(value: &mut Value) {
             if let Some(Value::Object(content)) = fields.get_mut("content") {
                 content.retain(|media, _| media == "application/json" || media.ends_with("patch+json"));
             }
+            if let Some(Value::Array(parameters)) = fields.get_mut("parameters") {
+                parameters.sort_by_key(|parameter| parameter["name"].to_string());
+            }
             fields.values_mut().for_each(without_prose);
         }
         Value::Array(items) => items.iter_mut().for_each(without_prose),
@@ -152,7 +184,9 @@ fn after(text: &str, prefix: &str, length: usize, word: &str) -> String {
     let mut parts = text.split(prefix);
     let mut out = parts.next().unwrap_or_default().to_owned();
     for part in parts {
-        let digits = part.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(part.len());
+        let digits = part
+            .find(|c: char| !c.is_ascii_digit() && c != '.')
+            .unwrap_or(part.len());
         let end = if length == 0 { digits } else { length.min(part.len()) };
         out += prefix;
         out += word;
@@ -188,27 +222,47 @@ fn uids(text: &str) -> String {
 /// What names an item of a list.
 fn identity(item: &Value) -> Option<&str> {
     let places = ["/name", "/resource", "/subresource", "/version", "/metadata/name"];
-    places.iter().find_map(|place| item.pointer(place).and_then(Value::as_str))
+    places
+        .iter()
+        .find_map(|place| item.pointer(place).and_then(Value::as_str))
 }
 
 /// Takes out of `real` the named items, paths and schemas that `ours` does not have.
-pub(crate) fn prune(real: &mut Value, ours: &Value) {
+pub(crate) fn prune(real: &mut Value, ours: &mut Value) {
+    // Only ours serves it itself; above the real one it is an API of its own.
+    for list in ["/body/groups", "/body/items"] {
+        if let Some(Value::Array(groups)) = ours.pointer_mut(list) {
+            groups.retain(|group| identity(group) != Some("metrics.k8s.io"));
+        }
+    }
+    prune_in(real, ours);
+}
+
+fn prune_in(real: &mut Value, ours: &Value) {
     match (real, ours) {
         (Value::Object(real), Value::Object(ours)) => {
             for (key, value) in real.iter_mut() {
                 let Some(own) = ours.get(key) else { continue };
-                if let ("paths" | "schemas", Value::Object(entries), Value::Object(own)) = (key.as_str(), &mut *value, own) {
+                if let ("paths" | "schemas", Value::Object(entries), Value::Object(own)) =
+                    (key.as_str(), &mut *value, own)
+                {
                     entries.retain(|name, _| own.contains_key(name));
                 }
-                prune(value, own);
+                prune_in(value, own);
             }
         }
         (Value::Array(real), Value::Array(ours)) => {
-            let same = |item: &Value| ours.iter().find(|own| identity(own) == identity(item) && std::mem::discriminant(*own) == std::mem::discriminant(item) && (own.is_object() || *own == item));
+            let same = |item: &Value| {
+                ours.iter().find(|own| {
+                    identity(own) == identity(item)
+                        && std::mem::discriminant(*own) == std::mem::discriminant(item)
+                        && (own.is_object() || *own == item)
+                })
+            };
             real.retain(|item| same(item).is_some());
             for item in real {
                 if let Some(own) = same(item) {
-                    prune(item, own);
+                    prune_in(item, own);
                 }
             }
         }

@@ -64,7 +64,11 @@ impl Target<'_> {
             return Ok(());
         }
         // The real server has one kind of event inside, which has no group.
-        let group = if self.row.storage == "events" { "" } else { self.row.group };
+        let group = if self.row.storage == "events" {
+            ""
+        } else {
+            self.row.group
+        };
         Err(Status::invalid(group, self.row.kind, name, errors))
     }
 }

@@ -260,9 +260,9 @@ fn attributes(review: &Value) -> Attributes {
 /// The node that the review's field selector asks for.
 fn node_of(review: &Value) -> String {
     let requirements = object::items(review, "/spec/resourceAttributes/fieldSelector/requirements");
-    let node = requirements.iter().find(|requirement| {
-        text(requirement, "/key") == "spec.nodeName" && text(requirement, "/operator") == "In"
-    });
+    let node = requirements
+        .iter()
+        .find(|requirement| text(requirement, "/key") == "spec.nodeName" && text(requirement, "/operator") == "In");
     match node.map(|node| object::items(node, "/values")) {
         Some([Value::String(only)]) => only.clone(),
         _ => String::new(),

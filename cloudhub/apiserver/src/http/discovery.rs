@@ -139,10 +139,10 @@ const ORDER: &[&str] = &[
     "authorization.k8s.io",
     "policy",
     "rbac.authorization.k8s.io",
+    "scheduling.k8s.io",
     "coordination.k8s.io",
     "node.k8s.io",
     "discovery.k8s.io",
-    "scheduling.k8s.io",
     "metrics.k8s.io",
 ];
 
@@ -386,7 +386,11 @@ fn aggregated_resource(resource: &Resource, group: &str, version: &str) -> Value
     let scope = if resource.namespaced { "Namespaced" } else { "Cluster" };
     // A kind of the same group and version is said without them.
     let kind_of = |kind: (&str, &str, &str)| {
-        let (group, version) = if (kind.0, kind.1) == (group, version) { ("", "") } else { (kind.0, kind.1) };
+        let (group, version) = if (kind.0, kind.1) == (group, version) {
+            ("", "")
+        } else {
+            (kind.0, kind.1)
+        };
         json!({"group": group, "version": version, "kind": kind.2})
     };
     let mut value = json!({"resource": resource.plural,
@@ -403,9 +407,7 @@ fn aggregated_resource(resource: &Resource, group: &str, version: &str) -> Value
     let subresources: Vec<Value> = resource
         .subresources
         .iter()
-        .map(|sub| {
-            json!({"subresource": sub.name, "responseKind": kind_of(sub.kind), "verbs": sub.verbs})
-        })
+        .map(|sub| json!({"subresource": sub.name, "responseKind": kind_of(sub.kind), "verbs": sub.verbs}))
         .collect();
     if !subresources.is_empty() {
         value["subresources"] = Value::Array(subresources);

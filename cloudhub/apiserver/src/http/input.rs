@@ -81,7 +81,12 @@ impl Query {
             _ => "DeleteOptions",
         };
         let mut errors = Errors::default();
-        let given: Vec<&str> = self.pairs.iter().filter(|(n, _)| n == "dryRun").map(|(_, v)| v.as_str()).collect();
+        let given: Vec<&str> = self
+            .pairs
+            .iter()
+            .filter(|(n, _)| n == "dryRun")
+            .map(|(_, v)| v.as_str())
+            .collect();
         manager(self.get("fieldManager"), &mut errors);
         if given.iter().any(|value| *value != "All") {
             errors.not_supported("dryRun", &json!(given), &["All"]);
@@ -110,7 +115,10 @@ impl Query {
         let initial = !self.get("sendInitialEvents").is_empty();
         let mut errors = Errors::default();
         if watch && initial && wanted != NOT_OLDER {
-            errors.forbidden(MATCH, "sendInitialEvents requires setting resourceVersionMatch to NotOlderThan");
+            errors.forbidden(
+                MATCH,
+                "sendInitialEvents requires setting resourceVersionMatch to NotOlderThan",
+            );
         }
         if !wanted.is_empty() {
             if watch && !initial {
@@ -119,7 +127,10 @@ impl Query {
                     "resourceVersionMatch is forbidden for watch unless sendInitialEvents is provided",
                 );
             } else if !watch && version.is_empty() {
-                errors.forbidden(MATCH, "resourceVersionMatch is forbidden unless resourceVersion is provided");
+                errors.forbidden(
+                    MATCH,
+                    "resourceVersionMatch is forbidden unless resourceVersion is provided",
+                );
             }
             let known: &[&str] = if watch { &[NOT_OLDER] } else { &["Exact", NOT_OLDER, ""] };
             if !watch && !self.get("continue").is_empty() {
@@ -129,7 +140,10 @@ impl Query {
                 errors.not_supported(MATCH, &json!(wanted), known);
             }
             if !watch && wanted == "Exact" && version == "0" {
-                errors.forbidden(MATCH, "resourceVersionMatch \"exact\" is forbidden for resourceVersion \"0\"");
+                errors.forbidden(
+                    MATCH,
+                    "resourceVersionMatch \"exact\" is forbidden for resourceVersion \"0\"",
+                );
             }
         }
         if !watch && initial {

@@ -201,9 +201,8 @@ fn page(call: &Call, scope: &Scope) -> Result<Page, Status> {
 
 /// A resourceVersion, or why it is none.
 pub(super) fn parse_version(text: &str) -> Result<u64, String> {
-    let fault = |_| {
-        format!("resourceVersion: Invalid value: {text:?}: strconv.ParseUint: parsing {text:?}: invalid syntax")
-    };
+    let fault =
+        |_| format!("resourceVersion: Invalid value: {text:?}: strconv.ParseUint: parsing {text:?}: invalid syntax");
     text.parse().map_err(fault)
 }
 

@@ -251,7 +251,9 @@ async fn evict(call: &Call, place: &Place, request: Request<Incoming>) -> Result
     };
     let (eviction, _) = write::decode_as(version, "Eviction", &body, call.query.validation())?;
     if object::name(&eviction) != place.name {
-        return Err(Status::bad_request("name in URL does not match name in Eviction object"));
+        return Err(Status::bad_request(
+            "name in URL does not match name in Eviction object",
+        ));
     }
     let mut target = write::target(call, place)?;
     let dry = object::items(&eviction, "/deleteOptions/dryRun")

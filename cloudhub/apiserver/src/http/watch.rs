@@ -14,9 +14,9 @@ use hyper::body::Frame;
 use serde_json::{Value, json};
 use tokio::time::{Instant, sleep_until};
 
+use super::Call;
 use super::answer::{self, Shape};
 use super::read::{self, Scope};
-use super::Call;
 use crate::kubelet::Body;
 use crate::status::Status;
 use crate::store::{Change, Stored, Watch};

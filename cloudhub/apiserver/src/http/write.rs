@@ -121,11 +121,9 @@ async fn put(call: &Call, target: &Target<'_>, part: Part, request: Request<Inco
 /// The kind of patch that a request brings.
 pub(super) fn patch_type(call: &Call) -> Result<PatchType, Status> {
     let media = input::content_type(&call.headers);
-    PatchType::of_media_type(media).ok_or_else(|| {
-        Status {
-            details: Some(Box::default()),
-            ..Status::unsupported_media_type("415: Unsupported Media Type")
-        }
+    PatchType::of_media_type(media).ok_or_else(|| Status {
+        details: Some(Box::default()),
+        ..Status::unsupported_media_type("415: Unsupported Media Type")
     })
 }
 

@@ -650,9 +650,7 @@ mod tests {
         let lease = json!({"spec": {"leaseDurationSeconds": 0}});
         assert_eq!(
             faults(&Leases, &lease),
-            [
-                "spec.leaseDurationSeconds: Invalid value: 0: must be greater than 0",
-            ]
+            ["spec.leaseDurationSeconds: Invalid value: 0: must be greater than 0",]
         );
     }
 

@@ -158,7 +158,10 @@ pub(crate) fn spec_warnings(object: &Value, path: &str) -> Vec<String> {
     }
     for volume in items(object, "/spec/volumes") {
         let sources = items(volume, "/projected/sources");
-        if sources.iter().any(|source| source.as_object().is_none_or(serde_json::Map::is_empty)) {
+        if sources
+            .iter()
+            .any(|source| source.as_object().is_none_or(serde_json::Map::is_empty))
+        {
             warnings.push(format!(
                 "volume {:?} (Projected) has no sources provided",
                 text(volume, "/name")

@@ -200,7 +200,9 @@ fn defaults(service: &mut Value) {
         _ => {}
     }
     default_word(service, "type", "ClusterIP");
-    let ingress = service.pointer_mut("/status/loadBalancer/ingress").and_then(Value::as_array_mut);
+    let ingress = service
+        .pointer_mut("/status/loadBalancer/ingress")
+        .and_then(Value::as_array_mut);
     for ingress in ingress.into_iter().flatten().filter_map(Value::as_object_mut) {
         if ingress.contains_key("ip") {
             default(ingress, "ipMode", "VIP");

@@ -102,7 +102,11 @@ impl Registry {
             self.admission.validate(&request)?;
             let object = plan(target.row, options, &current);
             let gone = is_over(target.row, &object);
-            let object = if gone { last_state(target.row, object, &current) } else { object };
+            let object = if gone {
+                last_state(target.row, object, &current)
+            } else {
+                object
+            };
             if target.dry_run || (!gone && super::same(&object, &current)) {
                 return Ok(Deleted { object, gone });
             }

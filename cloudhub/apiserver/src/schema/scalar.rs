@@ -170,7 +170,9 @@ fn time_elements(text: &str, micro: bool) -> Result<(), (&str, &'static str)> {
     ];
     for (element, before) in elements {
         rest = rest.strip_prefix(before).ok_or((rest, before))?;
-        let digits = rest.get(..element.len()).filter(|part| part.bytes().all(|b| b.is_ascii_digit()));
+        let digits = rest
+            .get(..element.len())
+            .filter(|part| part.bytes().all(|b| b.is_ascii_digit()));
         rest = &rest[digits.ok_or((rest, element))?.len()..];
     }
     if micro {
@@ -299,7 +301,11 @@ mod tests {
             canonical_time("2026-01-02T03:04:05.120000+01:00", true).unwrap(),
             "2026-01-02T02:04:05.120000Z"
         );
-        assert!(canonical_time("2026-01-02T03:04:05Z", true).unwrap_err().ends_with("cannot parse \"Z\" as \".000000\""));
+        assert!(
+            canonical_time("2026-01-02T03:04:05Z", true)
+                .unwrap_err()
+                .ends_with("cannot parse \"Z\" as \".000000\"")
+        );
         assert!(time("yesterday").unwrap_err().contains("cannot parse"));
     }
 

@@ -164,6 +164,11 @@ pub(crate) fn without_prose(value: &mut Value) {
             if let Some(Value::Object(content)) = fields.get_mut("content") {
                 content.retain(|media, _| media == "application/json" || media.ends_with("patch+json"));
             }
+            // The schemas that ours are made from have neither.
+            fields.retain(|key, value| !(key == "enum" && value.is_array()) && key != "x-kubernetes-unions");
+            if let Some(Value::Array(required)) = fields.get_mut("required") {
+                required.sort_by_key(Value::to_string);
+            }
             if let Some(Value::Array(parameters)) = fields.get_mut("parameters") {
                 parameters.sort_by_key(|parameter| parameter["name"].to_string());
             }

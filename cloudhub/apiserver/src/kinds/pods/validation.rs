@@ -73,7 +73,9 @@ fn annotations(errors: &mut Errors, at: &At) {
 /// What stands for a pod that a node has from elsewhere names that node.
 fn mirrors(errors: &mut Errors, root: &At) {
     let annotations = root.down(&["metadata", "annotations"]);
-    let mirror = annotations.entries().find(|(key, _)| *key == "kubernetes.io/config.mirror");
+    let mirror = annotations
+        .entries()
+        .find(|(key, _)| *key == "kubernetes.io/config.mirror");
     if let Some((_, mirror)) = mirror
         && root.down(&["spec", "nodeName"]).text().is_empty()
     {

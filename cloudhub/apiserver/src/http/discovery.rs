@@ -170,10 +170,10 @@ const ORDER: &[&str] = &[
     "authorization.k8s.io",
     "policy",
     "rbac.authorization.k8s.io",
+    "scheduling.k8s.io",
     "coordination.k8s.io",
     "node.k8s.io",
     "discovery.k8s.io",
-    "scheduling.k8s.io",
     "metrics.k8s.io",
 ];
 

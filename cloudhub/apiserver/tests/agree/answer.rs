@@ -79,10 +79,7 @@ fn object(fields: &mut Map<String, Value>, address: &str) {
                     column.shift_remove("description");
                 })
             }
-            ("cells", Value::Array(cells)) => cells
-                .iter_mut()
-                .filter(|cell| is_age(cell))
-                .for_each(|cell| *cell = "AGE".into()),
+            ("cells", Value::Array(cells)) => cells.iter_mut().for_each(chosen),
             _ => {}
         }
     }
@@ -107,6 +104,23 @@ fn generated_name(metadata: &mut Map<String, Value>) {
     {
         *name = format!("{prefix}XXXXX");
     }
+}
+
+/// Ages, and ports that the server chose: `80:30123/TCP`.
+fn chosen(cell: &mut Value) {
+    if is_age(cell) {
+        *cell = "AGE".into();
+    }
+    let Some(text) = cell.as_str().filter(|text| text.contains(":3")) else {
+        return;
+    };
+    let ports = text
+        .split(',')
+        .map(|port| match (port.split_once(':'), port.rsplit_once('/')) {
+            (Some((port, _)), Some((_, protocol))) => format!("{port}:PORT/{protocol}"),
+            _ => port.to_owned(),
+        });
+    *cell = ports.collect::<Vec<_>>().join(",").into();
 }
 
 /// `5s`, `2m30s`, `3d`.
@@ -149,6 +163,14 @@ pub(crate) fn without_prose(value: &mut Value) {
             }
             if let Some(Value::Object(content)) = fields.get_mut("content") {
                 content.retain(|media, _| media == "application/json" || media.ends_with("patch+json"));
+            }
+            // The schemas that ours are made from have neither.
+            fields.retain(|key, value| !(key == "enum" && value.is_array()) && key != "x-kubernetes-unions");
+            if let Some(Value::Array(required)) = fields.get_mut("required") {
+                required.sort_by_key(Value::to_string);
+            }
+            if let Some(Value::Array(parameters)) = fields.get_mut("parameters") {
+                parameters.sort_by_key(|parameter| parameter["name"].to_string());
             }
             fields.values_mut().for_each(without_prose);
         }
@@ -211,7 +233,17 @@ fn identity(item: &Value) -> Option<&str> {
 }
 
 /// Takes out of `real` the named items, paths and schemas that `ours` does not have.
-pub(crate) fn prune(real: &mut Value, ours: &Value) {
+pub(crate) fn prune(real: &mut Value, ours: &mut Value) {
+    // Only ours serves it itself; above the real one it is an API of its own.
+    for list in ["/body/groups", "/body/items"] {
+        if let Some(Value::Array(groups)) = ours.pointer_mut(list) {
+            groups.retain(|group| identity(group) != Some("metrics.k8s.io"));
+        }
+    }
+    prune_in(real, ours);
+}
+
+fn prune_in(real: &mut Value, ours: &Value) {
     match (real, ours) {
         (Value::Object(real), Value::Object(ours)) => {
             for (key, value) in real.iter_mut() {
@@ -221,7 +253,7 @@ pub(crate) fn prune(real: &mut Value, ours: &Value) {
                 {
                     entries.retain(|name, _| own.contains_key(name));
                 }
-                prune(value, own);
+                prune_in(value, own);
             }
         }
         (Value::Array(real), Value::Array(ours)) => {
@@ -235,7 +267,7 @@ pub(crate) fn prune(real: &mut Value, ours: &Value) {
             real.retain(|item| same(item).is_some());
             for item in real {
                 if let Some(own) = same(item) {
-                    prune(item, own);
+                    prune_in(item, own);
                 }
             }
         }

@@ -134,7 +134,7 @@ impl Script {
                     answer::without_prose(value);
                 }
             }
-            answer::prune(&mut left, &right);
+            answer::prune(&mut left, &mut right);
         }
         Ok(answer::differences(&left, &right))
     }

@@ -305,7 +305,7 @@ fn pesters_admin_sockets(hostile: &mut Hostile) {
         let _ = stream.write_all(format!("GET /{} HTTP/1.1\r\n", "x".repeat(1 << 20)).as_bytes());
         let _ = stream.shutdown(Shutdown::Write);
         // More than it serves at once, and silent: it answers again when it has cut them.
-        let idle: Vec<UnixStream> = (0..64).map(|_| UnixStream::connect(socket).expect("connect")).collect();
+        let idle: Vec<UnixStream> = (0..48).map(|_| UnixStream::connect(socket).expect("connect")).collect();
         wait_for("the admin socket answers", START, || {
             let mut curl = Command::new("curl");
             curl.args(["-s", "--max-time", "5", "--unix-socket"])

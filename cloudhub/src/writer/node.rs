@@ -153,14 +153,8 @@ impl Task {
         };
         self.write_metadata(&report, &node.object).await?;
         let mut status = report["status"].clone();
-        if let Some((host, port)) = self.writer.kubelet.of(&self.node).await {
-            status["addresses"] = json!([{"type": "InternalIP", "address": host}]);
-            status["daemonEndpoints"] = json!({"kubeletEndpoint": {"Port": port}});
-        }
         let connected = self.connected(&node.object);
-        if let Some(conditions) = status["conditions"].as_array_mut() {
-            conditions.push(connected.clone());
-        }
+        complete(&mut status, self.writer.kubelet.of(&self.node).await, &connected);
         if !self.is_due("node", &status, (&node.object["status"], node.version)) {
             return Ok(());
         }
@@ -324,6 +318,30 @@ fn condition<'a>(node: &'a Value, kind: &str) -> &'a Value {
     conditions
         .and_then(|all| all.iter().find(|c| c["type"] == kind))
         .unwrap_or(&Value::Null)
+}
+
+/// Adds what the hub knows of a node: how its kubelet API is reached, and that it is connected.
+fn complete(status: &mut Value, kubelet: Option<(String, u16)>, connected: &Value) {
+    if let Some((host, port)) = kubelet {
+        status["addresses"] = json!([{"type": "InternalIP", "address": host}]);
+        status["daemonEndpoints"] = json!({"kubeletEndpoint": {"Port": port}});
+    }
+    if let Some(conditions) = status["conditions"].as_array_mut() {
+        conditions.push(connected.clone());
+    }
+}
+
+/// For `tests/fuzz`: what is made of a node's report before it is written.
+#[doc(hidden)]
+pub fn fuzz(report: &Value, actual: &Value) -> Value {
+    let mut status = report["status"].clone();
+    complete(
+        &mut status,
+        Some(("hub".into(), 10300)),
+        &json!({"type": "EdgeConnected", "status": "True"}),
+    );
+    stamp(&mut status, actual);
+    status
 }
 
 /// Gives conditions their times: when looked at, and when changed.

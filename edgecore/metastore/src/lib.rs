@@ -14,6 +14,8 @@
 mod aside;
 mod batch;
 mod error;
+#[doc(hidden)]
+pub mod fuzzing;
 mod record;
 mod store;
 mod watch;

@@ -11,6 +11,7 @@
 pub mod admission;
 pub mod authn;
 mod follow;
+pub(crate) mod fuzzing;
 mod impersonation;
 pub mod node;
 pub mod rbac;

@@ -9,6 +9,7 @@
 //! A dry run stops before the store. Nothing is stored of a write that is refused.
 
 mod delete;
+pub(crate) mod fuzzing;
 mod metadata;
 
 use futures::future::BoxFuture;

@@ -12,7 +12,7 @@ use crate::kinds::Row;
 use crate::kubelet::Body;
 use crate::object;
 use crate::patch::{self, PatchType};
-use crate::registry::{DeleteOptions, Part, Target, Written};
+use crate::registry::{self, DeleteOptions, Part, Target, Written};
 use crate::schema;
 use crate::status::Status;
 

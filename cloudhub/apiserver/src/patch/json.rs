@@ -276,7 +276,7 @@ mod tests {
         let current = json!({"a": [1], "b": {"c": 1}});
         let cases = [
             json!([{"op": "remove", "path": "/x"}]),
-            json!([{"op": "replace", "path": "/x", "value": 1}]),
+            json!([{"op": "replace", "path": "/x/y", "value": 1}]),
             json!([{"op": "add", "path": "/x/y", "value": 1}]),
             json!([{"op": "add", "path": "/a/2", "value": 1}]),
             json!([{"op": "add", "path": "/a/01", "value": 1}]),

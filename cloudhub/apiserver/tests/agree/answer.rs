@@ -23,13 +23,7 @@ impl fmt::Display for Difference {
             None => "-".to_owned(),
             Some(value) => value.to_string().chars().take(700).collect(),
         };
-        write!(
-            f,
-            "{}\n      real {}\n      ours {}",
-            self.at,
-            text(&self.real),
-            text(&self.ours)
-        )
+        write!(f, "{}\n      real {}\n      ours {}", self.at, text(&self.real), text(&self.ours))
     }
 }
 
@@ -69,26 +63,17 @@ fn object(fields: &mut Map<String, Value>, address: &str) {
                 *value = "PORT".into();
             }
             // Documentation: ours is in our own words.
-            ("columnDefinitions", Value::Array(columns)) => {
-                columns.iter_mut().filter_map(Value::as_object_mut).for_each(|column| {
-                    column.shift_remove("description");
-                })
-            }
-            ("cells", Value::Array(cells)) => cells
-                .iter_mut()
-                .filter(|cell| is_age(cell))
-                .for_each(|cell| *cell = "AGE".into()),
+            ("columnDefinitions", Value::Array(columns)) => columns.iter_mut().filter_map(Value::as_object_mut).for_each(|column| {
+                column.shift_remove("description");
+            }),
+            ("cells", Value::Array(cells)) => cells.iter_mut().filter(|cell| is_age(cell)).for_each(|cell| *cell = "AGE".into()),
             _ => {}
         }
     }
 }
 
 fn generated_name(metadata: &mut Map<String, Value>) {
-    let prefix = metadata
-        .get("generateName")
-        .and_then(Value::as_str)
-        .unwrap_or_default()
-        .to_owned();
+    let prefix = metadata.get("generateName").and_then(Value::as_str).unwrap_or_default().to_owned();
     if let Some(Value::String(name)) = metadata.get_mut("name")
         && !prefix.is_empty()
         && name.starts_with(&prefix)
@@ -136,9 +121,7 @@ fn after(text: &str, prefix: &str, length: usize, word: &str) -> String {
     let mut parts = text.split(prefix);
     let mut out = parts.next().unwrap_or_default().to_owned();
     for part in parts {
-        let digits = part
-            .find(|c: char| !c.is_ascii_digit() && c != '.')
-            .unwrap_or(part.len());
+        let digits = part.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(part.len());
         let end = if length == 0 { digits } else { length.min(part.len()) };
         out += prefix;
         out += word;
@@ -174,9 +157,7 @@ fn uids(text: &str) -> String {
 /// What names an item of a list.
 fn identity(item: &Value) -> Option<&str> {
     let places = ["/name", "/resource", "/subresource", "/version", "/metadata/name"];
-    places
-        .iter()
-        .find_map(|place| item.pointer(place).and_then(Value::as_str))
+    places.iter().find_map(|place| item.pointer(place).and_then(Value::as_str))
 }
 
 /// Takes out of `real` the named items, paths and schemas that `ours` does not have.
@@ -185,22 +166,14 @@ pub(crate) fn prune(real: &mut Value, ours: &Value) {
         (Value::Object(real), Value::Object(ours)) => {
             for (key, value) in real.iter_mut() {
                 let Some(own) = ours.get(key) else { continue };
-                if let ("paths" | "schemas", Value::Object(entries), Value::Object(own)) =
-                    (key.as_str(), &mut *value, own)
-                {
+                if let ("paths" | "schemas", Value::Object(entries), Value::Object(own)) = (key.as_str(), &mut *value, own) {
                     entries.retain(|name, _| own.contains_key(name));
                 }
                 prune(value, own);
             }
         }
         (Value::Array(real), Value::Array(ours)) => {
-            let same = |item: &Value| {
-                ours.iter().find(|own| {
-                    identity(own) == identity(item)
-                        && std::mem::discriminant(*own) == std::mem::discriminant(item)
-                        && (own.is_object() || *own == item)
-                })
-            };
+            let same = |item: &Value| ours.iter().find(|own| identity(own) == identity(item) && std::mem::discriminant(*own) == std::mem::discriminant(item) && (own.is_object() || *own == item));
             real.retain(|item| same(item).is_some());
             for item in real {
                 if let Some(own) = same(item) {

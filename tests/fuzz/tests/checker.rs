@@ -8,17 +8,19 @@ fn hunt(target: &str, regressions: &Path, seconds: &str) -> (bool, String) {
         .args(["--target", target, "--seconds", seconds, "--regressions"])
         .arg(regressions)
         .output()
-        .unwrap();
+        .expect("works here");
     let said = String::from_utf8_lossy(&done.stdout).into_owned() + &String::from_utf8_lossy(&done.stderr);
     (done.status.success(), said)
 }
 
 /// The fault is found, its input is kept, and the next hunt finds it at once.
 fn is_caught(target: &str, kind: &str) {
-    let folder = tempfile::tempdir().unwrap();
+    let folder = tempfile::tempdir().expect("works here");
     let (clean, said) = hunt(target, folder.path(), "120");
     assert!(!clean && said.contains(&format!("{target}: {kind}: ")), "{said}");
-    let kept: Vec<_> = std::fs::read_dir(folder.path().join(target)).unwrap().collect();
+    let kept: Vec<_> = std::fs::read_dir(folder.path().join(target))
+        .expect("works here")
+        .collect();
     assert_eq!(kept.len(), 1);
     let (clean, said) = hunt(target, folder.path(), "0");
     assert!(

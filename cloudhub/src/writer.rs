@@ -11,6 +11,7 @@
 pub mod diff;
 pub mod fleet;
 pub mod node;
+pub mod report;
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -155,20 +156,20 @@ pub(crate) fn micro_timestamp(at: SystemTime) -> String {
 #[async_trait]
 impl Reports for Writer {
     async fn pod_status(&self, node: &str, pod: PodRef, status: Bytes) {
-        match serde_json::from_slice::<Value>(&status) {
+        match report::parse(&status) {
             Ok(mut report) => self.with_live(node, |live| {
                 let mut status = report["status"].take();
                 name_what_a_merge_would_leave(&mut status);
                 live.pods.insert(pod, status);
             }),
-            Err(error) => tracing::warn!(node, pod = pod.name, %error, "a pod status is no JSON"),
+            Err(error) => tracing::warn!(node, pod = pod.name, %error, "a pod status makes no sense"),
         }
     }
 
     async fn node_status(&self, node: &str, status: Bytes) {
-        match serde_json::from_slice::<Value>(&status) {
+        match report::parse(&status) {
             Ok(report) => self.with_live(node, |live| live.node = Some(report)),
-            Err(error) => tracing::warn!(node, %error, "a node status is no JSON"),
+            Err(error) => tracing::warn!(node, %error, "a node status makes no sense"),
         }
     }
 

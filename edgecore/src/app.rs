@@ -86,9 +86,6 @@ pub async fn build(config: EdgecoreConfig) -> Result<App, AppError> {
     make_folders(&config)?;
     let (store, whole) = open_store(&config).await?;
     let mut supervisor = Supervisor::default();
-    if let Err(error) = crate::node::cni::remove_damaged_results(&config.network.cni_cache_dir) {
-        tracing::error!(%error, "the CNI results cannot be looked through; pods of before a power cut may not start");
-    }
 
     let (runtime, pump) = CriRuntime::new(&config.containerd.socket);
     let runtime: Arc<dyn Runtime> = Arc::new(runtime);
@@ -125,6 +122,7 @@ pub async fn build(config: EdgecoreConfig) -> Result<App, AppError> {
         complete: link.complete(),
     };
     let pods = PodManager::new(pods_config(&config), parts);
+    let views = pods.pods();
     let stop = supervisor.stop();
     supervisor.until_stop("pods", async move {
         pods.run(stop).await;
@@ -139,7 +137,7 @@ pub async fn build(config: EdgecoreConfig) -> Result<App, AppError> {
     let pages = Pages {
         config: json!(*config),
         node: node_info,
-        debug: debug_pages(&store, sessions),
+        debug: debug_pages(&store, sessions, views),
     };
     supervisor.forever("admin", Admin::bind(&config.admin_socket, pages)?.run());
     Ok(App {
@@ -227,6 +225,7 @@ impl App {
     }
 }
 
+/// Makes the folders, and removes what a power cut has spoilt in one of them.
 fn make_folders(config: &EdgecoreConfig) -> Result<(), AppError> {
     let make = |path: &Path, mode| {
         let made = std::fs::DirBuilder::new().recursive(true).mode(mode).create(path);
@@ -238,7 +237,11 @@ fn make_folders(config: &EdgecoreConfig) -> Result<(), AppError> {
     make(&config.state_dir, 0o700)?;
     make(&config.run_dir, 0o755)?;
     make(&config.kubelet.root_dir, 0o750)?;
-    make(&config.kubelet.pod_logs_dir, 0o755)
+    make(&config.kubelet.pod_logs_dir, 0o755)?;
+    if let Err(error) = crate::node::cni::remove_damaged_results(&config.network.cni_cache_dir) {
+        tracing::error!(%error, "the CNI results cannot be looked through; pods of before a power cut may not start");
+    }
+    Ok(())
 }
 
 /// Opens the store on a thread of its own: it reads every record. False beside it says that the old one was set aside.
@@ -269,6 +272,7 @@ async fn open_store(config: &EdgecoreConfig) -> Result<(Store, bool), AppError> 
 fn debug_pages(
     store: &Store,
     sessions: watch::Receiver<Option<tunnel::Session>>,
+    views: watch::Receiver<Arc<Vec<pods::PodView>>>,
 ) -> Vec<(&'static str, crate::admin::Source)> {
     let pods = store.clone();
     let pod = |entry: crate::kubelet_api::pods::PodEntry| -> Value {
@@ -283,5 +287,15 @@ fn debug_pages(
         };
         sessions.borrow().as_ref().map(one).into_iter().collect()
     };
-    vec![("pods", Box::new(list)), ("sessions", Box::new(session))]
+    // Not the store's word: what the workers of this process have seen in the runtime.
+    let worker = |view: &pods::PodView| -> Value {
+        let m = &view.object.metadata;
+        json!({"namespace": m.namespace, "name": m.name, "uid": m.uid, "phase": view.status.phase})
+    };
+    let workers = move || views.borrow().iter().map(worker).collect();
+    vec![
+        ("pods", Box::new(list)),
+        ("sessions", Box::new(session)),
+        ("workers", Box::new(workers)),
+    ]
 }

@@ -8,6 +8,7 @@
 
 pub(crate) mod answer;
 mod discovery;
+pub(crate) mod fuzzing;
 mod input;
 mod metrics_api;
 mod read;

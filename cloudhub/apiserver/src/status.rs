@@ -166,7 +166,7 @@ impl Status {
 
     /// 415.
     pub fn unsupported_media_type(message: impl Into<String>) -> Self {
-        Self::bare(415, "UnsupportedMediaType", message)
+        Self::new(415, "UnsupportedMediaType", message)
     }
 
     /// 413.
@@ -321,6 +321,15 @@ impl Errors {
         );
     }
 
+    /// The same, with why it may not be.
+    pub fn duplicate_because(&mut self, field: impl Into<String>, value: &Value, detail: &str) {
+        self.add(
+            "FieldValueDuplicate",
+            field,
+            format!("Duplicate value: {}: {detail}", show(value)),
+        );
+    }
+
     /// The field must not be set, or not so.
     pub fn forbidden(&mut self, field: impl Into<String>, detail: &str) {
         self.add("FieldValueForbidden", field, format!("Forbidden: {detail}"));
@@ -337,6 +346,15 @@ impl Errors {
             "FieldValueTooLong",
             field,
             format!("Too long: may not be more than {limit} bytes"),
+        );
+    }
+
+    /// What it names is nowhere, and where it should be.
+    pub fn not_found_because(&mut self, field: impl Into<String>, value: &Value, detail: &str) {
+        self.add(
+            "FieldValueNotFound",
+            field,
+            format!("Not found: {}: {detail}", show(value)),
         );
     }
 

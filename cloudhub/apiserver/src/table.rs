@@ -31,7 +31,8 @@ impl IncludeObject {
             "" | "Metadata" => Ok(Self::Metadata),
             "Object" => Ok(Self::Object),
             _ => Err(Status::bad_request(format!(
-                "unrecognized includeObject value: {text:?}"
+                "Unable to convert to Table as requested: includeObject: Invalid value: {text:?}: must be 'Metadata', 'Object', \
+                 'None', or empty"
             ))),
         }
     }

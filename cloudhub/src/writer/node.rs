@@ -165,10 +165,6 @@ impl Task {
             return Ok(());
         };
         let mut status = report["status"].clone();
-        if let Some((host, port)) = self.writer.kubelet.of(&self.node).await {
-            status["addresses"] = json!([{"type": "InternalIP", "address": host}]);
-            status["daemonEndpoints"] = json!({"kubeletEndpoint": {"Port": port}});
-        }
         let connected = match self.connected.clone() {
             Some(connected) => connected,
             None => {
@@ -181,9 +177,7 @@ impl Task {
         let down = runtime_down(&status);
         let told = std::mem::replace(&mut self.runtime_down, down.is_some());
         let shown = down.clone().unwrap_or_else(|| connected.clone());
-        if let Some(conditions) = status["conditions"].as_array_mut() {
-            conditions.push(shown);
-        }
+        complete(&mut status, self.writer.kubelet.of(&self.node).await, &shown);
         if self.is_due("node", &status, (&node.object["status"], node.version)) {
             self.write_status(status, &node.object).await?;
         }
@@ -213,6 +207,9 @@ impl Task {
     async fn write_metadata(&mut self, report: &Value, node: &Value) -> Result<(), ApiError> {
         let mut annotations = report["metadata"]["annotations"].clone();
         let (_, agent) = self.peer();
+        if !annotations.is_object() {
+            annotations = json!({});
+        }
         if !agent.is_empty() {
             annotations[AGENT_ANNOTATION] = agent.into();
         }
@@ -378,6 +375,30 @@ fn came_back(node: &Value, boot: &str, agent: &str) -> (Value, bool) {
     };
     let condition = json!({"type": "EdgeConnected", "status": "True", "reason": reason, "message": message});
     (condition, news)
+}
+
+/// Adds what the hub knows of a node: how its kubelet API is reached, and that it is connected.
+fn complete(status: &mut Value, kubelet: Option<(String, u16)>, connected: &Value) {
+    if let Some((host, port)) = kubelet {
+        status["addresses"] = json!([{"type": "InternalIP", "address": host}]);
+        status["daemonEndpoints"] = json!({"kubeletEndpoint": {"Port": port}});
+    }
+    if let Some(conditions) = status["conditions"].as_array_mut() {
+        conditions.push(connected.clone());
+    }
+}
+
+/// For `tests/fuzz`: what is made of a node's report before it is written.
+#[doc(hidden)]
+pub fn fuzz(report: &Value, actual: &Value) -> Value {
+    let mut status = report["status"].clone();
+    complete(
+        &mut status,
+        Some(("hub".into(), 10300)),
+        &json!({"type": "EdgeConnected", "status": "True"}),
+    );
+    stamp(&mut status, actual);
+    status
 }
 
 /// Gives conditions their times: when looked at, and when changed.

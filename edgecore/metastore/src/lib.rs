@@ -6,6 +6,7 @@
 //! * a watchdog thread looks at the flush: one that does not return in time, or any write error, is fatal
 //!   ([`Options::on_fatal`]): sled never recovers from a failed flush, and its `Drop` would hang. The process must exit
 //!   without dropping the store and start again on it.
+//! * [`Store::in_memory`] keeps nothing: for simulated edges ([`memory`]).
 //! * every record is checksummed, and encrypted when a key is given ([`record`]). A store that does not open or fails
 //!   its checks is renamed, never deleted ([`Store::open_or_set_aside`]).
 //!
@@ -14,6 +15,9 @@
 mod aside;
 mod batch;
 mod error;
+#[doc(hidden)]
+pub mod fuzzing;
+mod memory;
 mod record;
 mod store;
 mod watch;

@@ -15,6 +15,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use crate::batch::Batch;
 use crate::error::{CommitError, OpenError, ReadError};
+use crate::memory::Memory;
 use crate::record::Codec;
 use crate::watch::{Watch, Watches};
 use crate::writer::{QUEUE, Request, Writer, WriterEnd};
@@ -76,10 +77,17 @@ impl fmt::Debug for Options {
 /// A handle on the store; clones share it. It closes with the last one.
 #[derive(Clone)]
 pub struct Store {
-    shared: Arc<Shared>,
+    backing: Backing,
 }
 
-/// What all handles share.
+/// Where the records are.
+#[derive(Clone)]
+enum Backing {
+    Disk(Arc<Shared>),
+    Memory(Arc<Memory>),
+}
+
+/// What all handles of a store on the disk share.
 struct Shared {
     /// sled's handle is not `Sync`, and each clone has caches of its own: readers share one. Reads are short.
     reader: Mutex<Option<Db>>,
@@ -105,9 +113,13 @@ impl Drop for Shared {
 
 impl fmt::Debug for Store {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Store")
-            .field("codec", &self.shared.codec)
-            .finish_non_exhaustive()
+        match &self.backing {
+            Backing::Disk(shared) => f
+                .debug_struct("Store")
+                .field("codec", &shared.codec)
+                .finish_non_exhaustive(),
+            Backing::Memory(_) => f.write_str("Store(in memory)"),
+        }
     }
 }
 
@@ -146,8 +158,16 @@ impl Store {
             max_value: options.max_value,
         };
         Ok(Self {
-            shared: Arc::new(shared),
+            backing: Backing::Disk(Arc::new(shared)),
         })
+    }
+
+    /// A store that is gone with its last handle and survives nothing.
+    #[must_use]
+    pub fn in_memory() -> Self {
+        Self {
+            backing: Backing::Memory(Arc::default()),
+        }
     }
 
     /// Commits `batch`: all of it or nothing. It is on the disk when this returns `Ok`.
@@ -157,9 +177,16 @@ impl Store {
     /// # Errors
     /// When a value is too large (nothing is written), or the store is closed or failed (not known what is written).
     pub async fn commit(&self, batch: Batch) -> Result<(), CommitError> {
-        let request = self.encode(batch)?;
+        let shared = match &self.backing {
+            Backing::Disk(shared) => shared,
+            Backing::Memory(memory) => {
+                memory.commit(batch);
+                return Ok(());
+            }
+        };
+        let request = shared.encode(batch)?;
         let Some((request, done)) = request else { return Ok(()) };
-        self.requests().send(request).await.map_err(|_| CommitError::Closed)?;
+        shared.requests().send(request).await.map_err(|_| CommitError::Closed)?;
         done.await.map_err(|_| CommitError::Closed)?
     }
 
@@ -168,50 +195,20 @@ impl Store {
     /// # Errors
     /// As [`Self::commit`].
     pub fn commit_blocking(&self, batch: Batch) -> Result<(), CommitError> {
-        let request = self.encode(batch)?;
+        let shared = match &self.backing {
+            Backing::Disk(shared) => shared,
+            Backing::Memory(memory) => {
+                memory.commit(batch);
+                return Ok(());
+            }
+        };
+        let request = shared.encode(batch)?;
         let Some((request, done)) = request else { return Ok(()) };
-        self.requests()
+        shared
+            .requests()
             .blocking_send(request)
             .map_err(|_| CommitError::Closed)?;
         done.blocking_recv().map_err(|_| CommitError::Closed)?
-    }
-
-    fn requests(&self) -> &mpsc::Sender<Request> {
-        self.shared
-            .requests
-            .as_ref()
-            .expect("only taken when the last handle is dropped")
-    }
-
-    fn reader(&self) -> MappedDb<'_> {
-        MappedDb(self.shared.reader.lock().unwrap_or_else(PoisonError::into_inner))
-    }
-
-    #[expect(clippy::type_complexity, reason = "a request and its reply, used twice just above")]
-    fn encode(
-        &self,
-        batch: Batch,
-    ) -> Result<Option<(Request, oneshot::Receiver<Result<(), CommitError>>)>, CommitError> {
-        if batch.is_empty() {
-            return Ok(None);
-        }
-        let mut changes = Vec::with_capacity(batch.changes.len());
-        for (key, value) in batch.changes {
-            let record = match value {
-                Some(value) if value.len() > self.shared.max_value => {
-                    return Err(CommitError::TooLarge {
-                        key,
-                        size: value.len(),
-                        limit: self.shared.max_value,
-                    });
-                }
-                Some(value) => Some(self.shared.codec.encode(&key, &value)?),
-                None => None,
-            };
-            changes.push((key, record));
-        }
-        let (reply, done) = oneshot::channel();
-        Ok(Some((Request { changes, reply }, done)))
     }
 
     /// The value of `key`.
@@ -219,8 +216,10 @@ impl Store {
     /// # Errors
     /// When sled fails or the record is not valid.
     pub fn get(&self, key: &str) -> Result<Option<Bytes>, ReadError> {
-        let record = self.reader().get(key.as_bytes())?;
-        record.map(|record| self.shared.codec.decode(key, &record)).transpose()
+        match &self.backing {
+            Backing::Disk(shared) => shared.get(key),
+            Backing::Memory(memory) => Ok(memory.get(key)),
+        }
     }
 
     /// All keys that start with `prefix`, ascending, with their values.
@@ -242,20 +241,13 @@ impl Store {
         limit: usize,
     ) -> Result<Vec<(String, Bytes)>, ReadError> {
         let start = match start_after {
-            Some(after) if after >= prefix => Bound::Excluded(after.as_bytes().to_vec()),
-            _ => Bound::Included(prefix.as_bytes().to_vec()),
+            Some(after) if after >= prefix => Bound::Excluded(after.to_owned()),
+            _ => Bound::Included(prefix.to_owned()),
         };
-        let mut found = Vec::new();
-        for entry in self.reader().range::<Vec<u8>, _>((start, Bound::Unbounded)) {
-            let (key, record) = entry?;
-            if found.len() >= limit || !key.starts_with(prefix.as_bytes()) {
-                break;
-            }
-            let key = str::from_utf8(&key).map_err(|_| ReadError::Key)?.to_owned();
-            let value = self.shared.codec.decode(&key, &record)?;
-            found.push((key, value));
+        match &self.backing {
+            Backing::Disk(shared) => shared.range(prefix, start, limit),
+            Backing::Memory(memory) => Ok(memory.range(prefix, start, limit)),
         }
-        Ok(found)
     }
 
     /// The keys alone that start with `prefix`, ascending.
@@ -263,6 +255,84 @@ impl Store {
     /// # Errors
     /// When sled fails.
     pub fn keys(&self, prefix: &str) -> Result<Vec<String>, ReadError> {
+        match &self.backing {
+            Backing::Disk(shared) => shared.keys(prefix),
+            Backing::Memory(memory) => {
+                let all = memory.range(prefix, Bound::Included(prefix.to_owned()), usize::MAX);
+                Ok(all.into_iter().map(|(key, _)| key).collect())
+            }
+        }
+    }
+
+    /// Watches the keys that start with `prefix`.
+    #[must_use]
+    pub fn watch(&self, prefix: &str) -> Watch {
+        match &self.backing {
+            Backing::Disk(shared) => shared.watches.add(prefix),
+            Backing::Memory(memory) => memory.watches.add(prefix),
+        }
+    }
+}
+
+impl Shared {
+    fn requests(&self) -> &mpsc::Sender<Request> {
+        self.requests
+            .as_ref()
+            .expect("only taken when the last handle is dropped")
+    }
+
+    fn reader(&self) -> MappedDb<'_> {
+        MappedDb(self.reader.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    #[expect(clippy::type_complexity, reason = "a request and its reply, used twice just above")]
+    fn encode(
+        &self,
+        batch: Batch,
+    ) -> Result<Option<(Request, oneshot::Receiver<Result<(), CommitError>>)>, CommitError> {
+        if batch.is_empty() {
+            return Ok(None);
+        }
+        let mut changes = Vec::with_capacity(batch.changes.len());
+        for (key, value) in batch.changes {
+            let record = match value {
+                Some(value) if value.len() > self.max_value => {
+                    return Err(CommitError::TooLarge {
+                        key,
+                        size: value.len(),
+                        limit: self.max_value,
+                    });
+                }
+                Some(value) => Some(self.codec.encode(&key, &value)?),
+                None => None,
+            };
+            changes.push((key, record));
+        }
+        let (reply, done) = oneshot::channel();
+        Ok(Some((Request { changes, reply }, done)))
+    }
+
+    fn get(&self, key: &str) -> Result<Option<Bytes>, ReadError> {
+        let record = self.reader().get(key.as_bytes())?;
+        record.map(|record| self.codec.decode(key, &record)).transpose()
+    }
+
+    fn range(&self, prefix: &str, start: Bound<String>, limit: usize) -> Result<Vec<(String, Bytes)>, ReadError> {
+        let start = start.map(String::into_bytes);
+        let mut found = Vec::new();
+        for entry in self.reader().range::<Vec<u8>, _>((start, Bound::Unbounded)) {
+            let (key, record) = entry?;
+            if found.len() >= limit || !key.starts_with(prefix.as_bytes()) {
+                break;
+            }
+            let key = str::from_utf8(&key).map_err(|_| ReadError::Key)?.to_owned();
+            let value = self.codec.decode(&key, &record)?;
+            found.push((key, value));
+        }
+        Ok(found)
+    }
+
+    fn keys(&self, prefix: &str) -> Result<Vec<String>, ReadError> {
         let mut found = Vec::new();
         for entry in self
             .reader()
@@ -275,12 +345,6 @@ impl Store {
             found.push(str::from_utf8(&key).map_err(|_| ReadError::Key)?.to_owned());
         }
         Ok(found)
-    }
-
-    /// Watches the keys that start with `prefix`.
-    #[must_use]
-    pub fn watch(&self, prefix: &str) -> Watch {
-        self.shared.watches.add(prefix)
     }
 }
 

@@ -67,6 +67,7 @@ pub struct Worker {
     judged: bool,
     told: BTreeMap<String, Duration>,
     published: Option<PodStatus>,
+    shown: bool,
     gone: bool,
     look_again: Vec<Duration>,
     finishing: bool,
@@ -100,6 +101,7 @@ impl Worker {
             judged: false,
             told: BTreeMap::new(),
             published: None,
+            shown: false,
             gone: false,
             look_again: Vec::new(),
             finishing: false,
@@ -587,7 +589,9 @@ impl Worker {
                 Err(error) => tracing::error!(pod = self.pod.full_name(), %error, "status not kept"),
             }
         }
-        if changed || self.memory.prior != status {
+        // After a restart the status may well be what it was: it is shown once it has been looked at again.
+        if changed || self.memory.prior != status || !self.shown {
+            self.shown = true;
             let view = PodView {
                 object: self.pod.clone(),
                 raw: self.raw.clone(),

@@ -201,36 +201,80 @@ fn wait_session(hub: &Hub, edge: &Edge, before: usize) -> Instant {
     Instant::now()
 }
 
+const DEPLOYMENT: &str = r"apiVersion: apps/v1
+kind: Deployment
+metadata: {name: web}
+spec:
+  replicas: 1
+  selector: {matchLabels: {app: web}}
+  template:
+    metadata: {labels: {app: web}}
+    spec:
+      terminationGracePeriodSeconds: 1
+      containers:
+      - name: main
+        image: kedge.dev/demo:1
+        readinessProbe: {httpGet: {path: /healthz, port: 8080}, periodSeconds: 1}
+";
+
+/// Where no node at all is Ready, a control plane thinks that the trouble is its own and evicts nothing. Nothing else runs here.
+fn other_robot<'a>(site: &'a Site, hub: &Hub) -> Edge<'a> {
+    let mut other = Edge::new(site, 2, "robot-2").expect("a machine");
+    other.join(hub).expect("join");
+    other.start().expect("edgecore");
+    hub.kubectl
+        .wait(&["node", "robot-2"], START, |n| is_true(n, "Ready"))
+        .unwrap_or_else(|e| panic!("{e}\n{}\n{}", other.tail(), hub.tail()));
+    hub.kubectl.run(&["cordon", "robot-2"]).expect("cordon");
+    other
+}
+
+/// The pods that must stay bound to the robot.
+fn patient_pods(hub: &Hub) -> Vec<Value> {
+    let list = hub.kubectl.get(&["pods", "-l", "app in (web,agent)"]).expect("get");
+    list.expect("a list")["items"].as_array().cloned().unwrap_or_default()
+}
+
+/// Uid and container id of each pod.
+fn ids(pods: &[Value]) -> Vec<(Value, Value)> {
+    let id = |p: &Value| {
+        let container = p["status"]["containerStatuses"][0]["containerID"].clone();
+        (p["metadata"]["uid"].clone(), container)
+    };
+    pods.iter().map(id).collect()
+}
+
 /// The node's outage is noticed in time, its pods stay bound to it and run on, and all is right soon after its return.
 fn long_outage(site: &Site, hub: &Hub) {
     let edge = robot(site, hub);
-    let deployment = yaml::WORKLOADS.replace("replicas: 2", "replicas: 1");
-    hub.kubectl.apply(&deployment).expect("apply");
-    for name in ["deployment/web", "daemonset/agent"] {
-        hub.kubectl
-            .run(&["rollout", "status", name, "--timeout=90s"])
-            .unwrap_or_else(|e| panic!("{e}\n{}\n{}", edge.tail(), hub.tail()));
-    }
+    let _other = other_robot(site, hub);
+    hub.kubectl.apply(DEPLOYMENT).expect("apply");
+    hub.kubectl
+        .run(&["rollout", "status", "deployment/web", "--timeout=90s"])
+        .unwrap_or_else(|e| panic!("{e}\n{}\n{}", edge.tail(), hub.tail()));
+    apply_ready(hub, &edge, "agent", &bound_pod("agent", FOREVER));
     let leaving = bound_pod("leaving", FOREVER).replace("labels: {", "labels: {kedge.dev/failover: 'true', ");
     apply_ready(hub, &edge, "leaving", &leaving);
-    let pods_of = |app: &str| -> Vec<Value> {
-        let list = hub.kubectl.get(&["pods", "-l", &format!("app={app}")]).expect("get");
-        list.expect("a list")["items"].as_array().cloned().unwrap_or_default()
-    };
-    let before: Vec<Value> = ["web", "agent"].iter().flat_map(|app| pods_of(app)).collect();
+    let before = patient_pods(hub);
     assert_eq!(before.len(), 2);
-    let ids = |pods: &[Value]| -> Vec<(Value, Value)> {
-        pods.iter()
-            .map(|p| {
-                (
-                    p["metadata"]["uid"].clone(),
-                    p["status"]["containerStatuses"][0]["containerID"].clone(),
-                )
-            })
-            .collect()
-    };
 
     edge.set_link(false).expect("cut");
+    outage_is_noticed(hub, &before);
+    let known = sessions(hub);
+    edge.set_link(true).expect("restore");
+    let session = wait_session(hub, &edge, known);
+    hub.kubectl
+        .wait(&["node", "robot-1"], START, |n| is_true(n, "Ready"))
+        .unwrap_or_else(|e| panic!("{e}\n{}", hub.tail()));
+    assert!(session.elapsed() < SOON, "Ready after {:?}", session.elapsed());
+    all_is_as_it_was(hub, &edge, &before);
+    hub.kubectl
+        .wait_gone(&["pod", "leaving"], START)
+        .expect("what was to leave leaves");
+}
+
+/// NotReady in time; a pod that may be replaced is deleted, the others are only not Ready.
+fn outage_is_noticed(hub: &Hub, before: &[Value]) {
     let cut = Instant::now();
     hub.kubectl
         .wait(&["node", "robot-1"], START, |n| !is_true(n, "Ready"))
@@ -249,40 +293,29 @@ fn long_outage(site: &Site, hub: &Hub) {
             items.iter().all(|p| !is_true(p, "Ready"))
         })
         .unwrap_or_else(|e| panic!("{e}\n{}", hub.tail()));
-    let during: Vec<Value> = ["web", "agent"].iter().flat_map(|app| pods_of(app)).collect();
-    assert_eq!(ids(&during), ids(&before), "no replacement");
+    let during = patient_pods(hub);
+    assert_eq!(ids(&during), ids(before), "no replacement");
     assert!(during.iter().all(|p| p["metadata"]["deletionTimestamp"].is_null()));
+}
 
-    let known = sessions(hub);
-    edge.set_link(true).expect("restore");
-    let session = wait_session(hub, &edge, known);
-    hub.kubectl
-        .wait(&["node", "robot-1"], START, |n| is_true(n, "Ready"))
-        .unwrap_or_else(|e| panic!("{e}\n{}", hub.tail()));
-    assert!(session.elapsed() < SOON, "Ready after {:?}", session.elapsed());
+/// Ready again, the same pods, the same containers, and these run.
+fn all_is_as_it_was(hub: &Hub, edge: &Edge, before: &[Value]) {
     hub.kubectl
         .wait(&["pods", "-l", "app in (web,agent)"], START, |list| {
             let items = list["items"].as_array().expect("a list");
             items.len() == 2 && items.iter().all(|p| is_true(p, "Ready"))
         })
         .unwrap_or_else(|e| panic!("{e}\n{}\n{}", edge.tail(), hub.tail()));
-    let after: Vec<Value> = ["web", "agent"].iter().flat_map(|app| pods_of(app)).collect();
-    assert_eq!(ids(&after), ids(&before), "the same pods with the same containers");
+    let after = patient_pods(hub);
+    assert_eq!(ids(&after), ids(before), "the same pods with the same containers");
     let running = edge.containers().expect("containers");
     for (_, id) in ids(&after) {
-        let id = id
-            .as_str()
-            .unwrap_or_default()
-            .trim_start_matches("containerd://")
-            .to_owned();
+        let id = id.as_str().unwrap_or_default().trim_start_matches("containerd://");
         assert!(
             running.iter().any(|c| c.id == id && c.pid.is_some()),
             "{id} in {running:?}"
         );
     }
-    hub.kubectl
-        .wait_gone(&["pod", "leaving"], START)
-        .expect("what was to leave leaves");
 }
 
 fn wait_connected(hub: &Hub, edge: &Edge, status: &str, reason: &str) -> Value {

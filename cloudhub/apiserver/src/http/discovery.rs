@@ -126,8 +126,12 @@ fn document(call: &Call, path: &str) -> Result<Response<Body>, Status> {
     if resources.is_empty() {
         return Err(Status::no_such_path());
     }
-    let list = json!({"kind": "APIResourceList", "apiVersion": "v1",
-                      "groupVersion": group_version(group_name, version), "resources": resources});
+    let mut list = json!({"kind": "APIResourceList", "apiVersion": "v1",
+                          "groupVersion": group_version(group_name, version), "resources": resources});
+    if let Some(fields) = list.as_object_mut().filter(|_| group_name.is_empty()) {
+        // The oldest group says it as the oldest clients knew it.
+        fields.shift_remove("apiVersion");
+    }
     Ok(answer::json(200, &list))
 }
 
@@ -158,17 +162,29 @@ fn paths() -> Vec<String> {
     paths
 }
 
+/// Groups in the order that the real server prefers them.
+const ORDER: &[&str] = &[
+    "apps",
+    "events.k8s.io",
+    "authentication.k8s.io",
+    "authorization.k8s.io",
+    "policy",
+    "rbac.authorization.k8s.io",
+    "scheduling.k8s.io",
+    "coordination.k8s.io",
+    "node.k8s.io",
+    "discovery.k8s.io",
+    "metrics.k8s.io",
+];
+
 /// Named groups in the order that the real server prefers them.
 fn groups() -> Vec<&'static str> {
-    let mut found: Vec<&'static str> = Vec::new();
-    let named = kinds::rows()
-        .map(|r| r.group)
-        .chain(reviews::RESOURCES.iter().map(|v| v.group));
-    for group in named.chain(["metrics.k8s.io"]) {
-        if !group.is_empty() && !found.contains(&group) {
-            found.push(group);
-        }
-    }
+    let named = kinds::rows().map(|r| r.group);
+    let mut found: Vec<&'static str> = named.chain(reviews::RESOURCES.iter().map(|v| v.group)).collect();
+    found.push("metrics.k8s.io");
+    found.retain(|group| !group.is_empty());
+    found.sort_by_key(|group| (ORDER.iter().position(|known| known == group), *group));
+    found.dedup();
     found
 }
 

@@ -290,7 +290,13 @@ pub(super) async fn object(headers: &HeaderMap, request: Request<Incoming>) -> R
 
 /// JSON of any shape, duplicate keys and all; for options and patches.
 pub(super) fn json(bytes: &[u8]) -> Result<Value, Status> {
-    serde_json::from_slice(bytes).map_err(|error| Status::bad_request(format!("the body is no JSON: {error}")))
+    serde_json::from_slice(bytes).map_err(|error| {
+        Status::bad_request(if error.is_eof() {
+            "unexpected end of JSON input".to_owned()
+        } else {
+            format!("the body is no JSON: {error}")
+        })
+    })
 }
 
 #[cfg(test)]

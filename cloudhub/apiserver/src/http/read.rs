@@ -51,7 +51,7 @@ impl Scope {
 
 /// Where a list goes on.
 #[derive(Debug, Serialize, Deserialize)]
-struct Continue {
+pub(super) struct Continue {
     /// The resourceVersion of the first page: a watch from there sees all that changed since.
     version: u64,
     namespace: String,
@@ -59,13 +59,13 @@ struct Continue {
 }
 
 impl Continue {
-    fn parse(text: &str) -> Result<Self, Status> {
+    pub(super) fn parse(text: &str) -> Result<Self, Status> {
         let fault = || Status::bad_request("continue key is not valid");
         let bytes = URL_SAFE_NO_PAD.decode(text).map_err(|_| fault())?;
         serde_json::from_slice(&bytes).map_err(|_| fault())
     }
 
-    fn text(&self) -> String {
+    pub(super) fn text(&self) -> String {
         URL_SAFE_NO_PAD.encode(serde_json::to_vec(self).unwrap_or_default())
     }
 }
@@ -80,6 +80,10 @@ pub(super) fn answer(call: &Call, place: &Place) -> Result<Response<Body>, Statu
         } else {
             list(call, place)
         };
+    }
+    let version = call.query.get("resourceVersion");
+    if !version.is_empty() {
+        parse_version(version).map_err(|why| Status::new(500, "", why))?;
     }
     let key = Key::new(
         row.storage,

@@ -140,11 +140,13 @@ impl Route {
             Self::Resource(place) | Self::Virtual(place, _) | Self::Metrics(place) | Self::Unknown(place) => place,
         };
         let mut name = place.name.clone();
+        let mut node = String::new();
         let mut verb = verb(method, place, query);
         if matches!(verb, "list" | "watch" | "deletecollection")
             && let Some(row) = place.row
         {
             let fields = selector::Fields::parse(query.get("fieldSelector"), row)?;
+            fields.wanted("spec.nodeName").unwrap_or_default().clone_into(&mut node);
             if name.is_empty() {
                 name = fields.name_of().unwrap_or_default().to_owned();
             }
@@ -160,6 +162,7 @@ impl Route {
             subresource: place.subresource.clone(),
             namespace: place.namespace.clone(),
             name,
+            node,
             path: String::new(),
         })
     }

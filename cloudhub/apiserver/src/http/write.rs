@@ -12,7 +12,7 @@ use crate::kinds::Row;
 use crate::kubelet::Body;
 use crate::object;
 use crate::patch::{self, PatchType};
-use crate::registry::{DeleteOptions, Part, Target, Written};
+use crate::registry::{self, DeleteOptions, Part, Target, Written};
 use crate::schema;
 use crate::status::Status;
 
@@ -106,6 +106,7 @@ pub(super) async fn change(
 async fn put(call: &Call, target: &Target<'_>, part: Part, request: Request<Incoming>) -> Result<Written, Status> {
     let body = input::object(&call.headers, request).await?;
     let (object, mut warnings) = decode(target.row, &body, call.query.validation())?;
+    registry::is_of_url(target, &object)?;
     let mut written = call
         .shared
         .registry
@@ -118,11 +119,9 @@ async fn put(call: &Call, target: &Target<'_>, part: Part, request: Request<Inco
 /// The kind of patch that a request brings.
 pub(super) fn patch_type(call: &Call) -> Result<PatchType, Status> {
     let media = input::content_type(&call.headers);
-    PatchType::of_media_type(media).ok_or_else(|| {
-        Status::unsupported_media_type(
-            "the body of the request was in an unknown format - accepted media types include: application/json-patch+json, \
-             application/merge-patch+json, application/strategic-merge-patch+json",
-        )
+    PatchType::of_media_type(media).ok_or_else(|| Status {
+        details: Some(Box::default()),
+        ..Status::unsupported_media_type("415: Unsupported Media Type")
     })
 }
 

@@ -76,7 +76,8 @@ pub(super) const ROWS: &[Row] = &[
                 kind: "boolean",
                 priority: 0,
             },
-            wide("PreemptionPolicy"),
+            column("Age"),
+            column("PreemptionPolicy"),
         ],
         strategy: &PriorityClasses,
     },
@@ -179,7 +180,8 @@ impl Strategy for Nodes {
         let addresses = items(object, "/status/addresses");
         for (index, address) in addresses.iter().enumerate() {
             if addresses[..index].contains(address) {
-                errors.duplicate(format!("status.addresses[{index}]"), address);
+                let shown = json!({"Type": address["type"], "Address": address["address"]});
+                errors.duplicate(format!("status.addresses[{index}]"), &shown);
             }
         }
     }
@@ -247,7 +249,7 @@ fn taints_make_sense(taints: &[Value], errors: &mut Errors) {
         }
         if !seen.insert((key, effect)) {
             let taint = json!({"Key": key, "Value": value, "Effect": effect, "TimeAdded": taint.get("timeAdded")});
-            errors.duplicate(field, &taint);
+            errors.duplicate_because(field, &taint, "taints must be unique by key and effect pair");
         }
     }
 }
@@ -340,6 +342,14 @@ fn node_cells(node: &Value) -> Vec<Value> {
 struct Leases;
 
 impl Strategy for Leases {
+    fn default(&self, object: &mut Value) {
+        // Of CoordinatedLeaderElection, which the real server has switched off.
+        if let Some(spec) = object.get_mut("spec").and_then(Value::as_object_mut) {
+            spec.shift_remove("strategy");
+            spec.shift_remove("preferredHolder");
+        }
+    }
+
     fn validate(&self, object: &Value, errors: &mut Errors) {
         let field = |name: &str| object.get("spec").and_then(|s| s.get(name)).filter(|v| !v.is_null());
         if let Some(seconds) = field("leaseDurationSeconds").filter(|v| v.as_i64().is_some_and(|n| n <= 0)) {
@@ -347,12 +357,6 @@ impl Strategy for Leases {
         }
         if let Some(count) = field("leaseTransitions").filter(|v| v.as_i64().is_some_and(|n| n < 0)) {
             errors.invalid("spec.leaseTransitions", count, "must be greater than or equal to 0");
-        }
-        let strategy = field("strategy").filter(|s| *s != "");
-        if let Some(strategy) = strategy {
-            one_of(errors, "spec.strategy", strategy, &["OldestEmulationVersion"]);
-        } else if field("preferredHolder").is_some_and(|h| h != "") {
-            errors.forbidden("spec.preferredHolder", "may only be specified if `strategy` is defined");
         }
     }
 
@@ -409,7 +413,7 @@ impl Strategy for PriorityClasses {
             errors,
             "preemptionPolicy",
             &object["preemptionPolicy"],
-            &["Never", "PreemptLowerPriority"],
+            &["PreemptLowerPriority", "Never"],
         );
     }
 
@@ -573,7 +577,7 @@ mod tests {
         assert_eq!(
             faults(&Nodes, &node),
             [
-                "metadata.taints[1]: Duplicate value: {\"Key\":\"a\",\"Value\":\"b\",\"Effect\":\"NoSchedule\",\"TimeAdded\":null}",
+                "metadata.taints[1]: Duplicate value: {\"Key\":\"a\",\"Value\":\"b\",\"Effect\":\"NoSchedule\",\"TimeAdded\":null}: taints must be unique by key and effect pair",
                 "metadata.taints[2].effect: Unsupported value: \"No\": supported values: \"NoSchedule\", \"PreferNoSchedule\", \"NoExecute\"",
                 "metadata.taints[3].effect: Required value"
             ]
@@ -626,13 +630,10 @@ mod tests {
 
     #[test]
     fn a_lease_lasts_longer_than_nothing() {
-        let lease = json!({"spec": {"leaseDurationSeconds": 0, "preferredHolder": "a"}});
+        let lease = json!({"spec": {"leaseDurationSeconds": 0}});
         assert_eq!(
             faults(&Leases, &lease),
-            [
-                "spec.leaseDurationSeconds: Invalid value: 0: must be greater than 0",
-                "spec.preferredHolder: Forbidden: may only be specified if `strategy` is defined"
-            ]
+            ["spec.leaseDurationSeconds: Invalid value: 0: must be greater than 0",]
         );
     }
 

@@ -155,8 +155,21 @@ pub(crate) fn spec_warnings(object: &Value, path: &str) -> Vec<String> {
             ));
         }
     }
+    for volume in items(object, "/spec/volumes") {
+        let sources = items(volume, "/projected/sources");
+        if sources
+            .iter()
+            .any(|source| source.as_object().is_none_or(serde_json::Map::is_empty))
+        {
+            warnings.push(format!(
+                "volume {:?} (Projected) has no sources provided",
+                text(volume, "/name")
+            ));
+        }
+    }
     for list in ["initContainers", "containers"] {
         for (index, container) in items(object, &format!("/spec/{list}")).iter().enumerate() {
+            fractions(&mut warnings, container, &format!("{path}.{list}[{index}]"));
             hidden_variables(&mut warnings, container, &format!("{path}.{list}[{index}]"));
         }
     }
@@ -169,6 +182,20 @@ pub(crate) fn spec_warnings(object: &Value, path: &str) -> Vec<String> {
         ));
     }
     warnings
+}
+
+/// A part of a byte is none.
+fn fractions(warnings: &mut Vec<String>, container: &Value, path: &str) {
+    for list in ["limits", "requests"] {
+        for name in ["ephemeral-storage", "memory"] {
+            let amount = text(container, &format!("/resources/{list}/{name}"));
+            if amount.ends_with('m') {
+                warnings.push(format!(
+                    "{path}.resources.{list}[{name}]: fractional byte value {amount:?} is invalid, must be an integer"
+                ));
+            }
+        }
+    }
 }
 
 fn hidden_variables(warnings: &mut Vec<String>, container: &Value, path: &str) {

@@ -61,7 +61,10 @@ impl Strategy for Budgets {
         let spec = At::root(object).child("spec");
         let (least, most) = (spec.child("minAvailable"), spec.child("maxUnavailable"));
         if least.is_set() && most.is_set() {
-            spec.invalid(errors, "minAvailable and maxUnavailable cannot be both set");
+            // Shown as the real server's own type has it.
+            let shown = json!({"MinAvailable": least.value, "Selector": spec.child("selector").value, "MaxUnavailable": most.value,
+                               "UnhealthyPodEvictionPolicy": spec.child("unhealthyPodEvictionPolicy").value});
+            errors.invalid(&spec.path, &shown, "minAvailable and maxUnavailable cannot be both set");
         }
         for bound in [least, most].into_iter().filter(At::is_set) {
             number_or_percent(errors, &bound);

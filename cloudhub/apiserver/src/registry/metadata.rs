@@ -62,8 +62,6 @@ pub(super) fn fresh(target: &Target<'_>, object: &mut Value) {
         "deletionGracePeriodSeconds",
         "selfLink",
         "managedFields",
-        "generation",
-        "resourceVersion",
     ] {
         metadata.shift_remove(field);
     }
@@ -109,7 +107,7 @@ pub(super) fn finished(row: &Row, mut object: Value) -> Value {
 }
 
 /// Refuses an object that is another than the URL says.
-fn is_of_url(target: &Target<'_>, object: &Value) -> Result<(), Status> {
+pub(crate) fn is_of_url(target: &Target<'_>, object: &Value) -> Result<(), Status> {
     let name = object::name(object);
     if !name.is_empty() && name != target.name {
         return Err(Status::bad_request(format!(

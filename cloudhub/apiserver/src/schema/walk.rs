@@ -409,6 +409,10 @@ pub(super) fn complete(object: &mut Value, of: &'static Type) {
     let Value::Object(entries) = object else { return };
     for field in of.fields {
         match entries.get_mut(field.name) {
+            // Go's codecs do not keep an empty list: what is read back is none.
+            Some(Value::Array(list)) if list.is_empty() && field.written => {
+                entries.insert(field.name.to_owned(), Value::Null);
+            }
             Some(value) => complete_shape(value, field.shape),
             None => {
                 if let Some(mut value) = always_written(field) {

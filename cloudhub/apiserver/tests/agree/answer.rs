@@ -1,5 +1,6 @@
 //! Answers as values that can be compared: what a server chooses or counts is replaced by a word for it.
 
+use std::collections::BTreeMap;
 use std::fmt;
 
 use serde_json::{Map, Value, json};
@@ -35,6 +36,8 @@ impl fmt::Display for Difference {
 
 /// `{code, type, warnings, body}`; the body of a watch is a list of events.
 pub(crate) fn value(reply: &Reply) -> Value {
+    // Ours tells what a Service is for here; that is not the API's.
+    let warnings: Vec<_> = reply.warnings.iter().filter(|text| !text.contains("Kedge")).collect();
     let body = serde_json::from_slice(&reply.body).unwrap_or_else(|_| {
         let text = String::from_utf8_lossy(&reply.body);
         let lines: Option<Vec<Value>> = text.lines().map(|line| serde_json::from_str(line).ok()).collect();
@@ -43,7 +46,7 @@ pub(crate) fn value(reply: &Reply) -> Value {
             _ => Value::String(text.into_owned()),
         }
     });
-    json!({"code": reply.code, "type": reply.content_type, "warnings": reply.warnings, "body": body})
+    json!({"code": reply.code, "type": reply.content_type, "warnings": warnings, "body": body})
 }
 
 /// Takes out what may differ in any answer.
@@ -69,20 +72,23 @@ fn object(fields: &mut Map<String, Value>, address: &str) {
                 *value = "PORT".into();
             }
             // The real server goes through bindings in no order.
-            ("nonResourceRules" | "resourceRules", Value::Array(rules)) => rules.sort_by_key(Value::to_string),
+            ("nonResourceRules" | "resourceRules", Value::Array(rules)) => rules.sort_by_key(sorted_text),
             // Documentation: ours is in our own words.
             ("columnDefinitions", Value::Array(columns)) => {
                 columns.iter_mut().filter_map(Value::as_object_mut).for_each(|column| {
                     column.shift_remove("description");
                 })
             }
-            ("cells", Value::Array(cells)) => cells
-                .iter_mut()
-                .filter(|cell| is_age(cell))
-                .for_each(|cell| *cell = "AGE".into()),
+            ("cells", Value::Array(cells)) => cells.iter_mut().for_each(chosen),
             _ => {}
         }
     }
+}
+
+/// The text of an object whatever the order of its fields.
+fn sorted_text(value: &Value) -> String {
+    let fields: BTreeMap<_, _> = value.as_object().into_iter().flatten().collect();
+    format!("{fields:?}")
 }
 
 fn generated_name(metadata: &mut Map<String, Value>) {
@@ -100,6 +106,23 @@ fn generated_name(metadata: &mut Map<String, Value>) {
     }
 }
 
+/// Ages, and ports that the server chose: `80:30123/TCP`.
+fn chosen(cell: &mut Value) {
+    if is_age(cell) {
+        *cell = "AGE".into();
+    }
+    let Some(text) = cell.as_str().filter(|text| text.contains(":3")) else {
+        return;
+    };
+    let ports = text
+        .split(',')
+        .map(|port| match (port.split_once(':'), port.rsplit_once('/')) {
+            (Some((port, _)), Some((_, protocol))) => format!("{port}:PORT/{protocol}"),
+            _ => port.to_owned(),
+        });
+    *cell = ports.collect::<Vec<_>>().join(",").into();
+}
+
 /// `5s`, `2m30s`, `3d`.
 fn is_age(cell: &Value) -> bool {
     cell.as_str().is_some_and(|text| {
@@ -113,6 +136,9 @@ fn words(text: &str, address: &str) -> String {
     if is_recent(text) {
         return if text.contains('.') { "MICROTIME" } else { "TIME" }.into();
     }
+    if let Some((path, _)) = text.split_once("?hash=") {
+        return path.to_owned();
+    }
     let mut text = without_object(&text.replace(address, "ADDRESS"));
     for (prefix, length, word) in [("kube-api-access-", 5, "XXXXX"), ("10.96.", 0, "A.B")] {
         text = after(&text, prefix, length, word);
@@ -125,6 +151,31 @@ fn without_object(text: &str) -> String {
     match (text.find("Invalid value: \"{\\\""), text.rfind("}\": ")) {
         (Some(from), Some(to)) if from < to => format!("{}Invalid value: OBJECT{}", &text[..from], &text[to + 2..]),
         _ => text.to_owned(),
+    }
+}
+
+/// What an OpenAPI document says that is not compared: prose, and media types and methods that we do not have.
+pub(crate) fn without_prose(value: &mut Value) {
+    match value {
+        Value::Object(fields) => {
+            if fields.get("description").is_some_and(Value::is_string) {
+                fields.shift_remove("description");
+            }
+            if let Some(Value::Object(content)) = fields.get_mut("content") {
+                content.retain(|media, _| media == "application/json" || media.ends_with("patch+json"));
+            }
+            // The schemas that ours are made from have neither.
+            fields.retain(|key, value| !(key == "enum" && value.is_array()) && key != "x-kubernetes-unions");
+            if let Some(Value::Array(required)) = fields.get_mut("required") {
+                required.sort_by_key(Value::to_string);
+            }
+            if let Some(Value::Array(parameters)) = fields.get_mut("parameters") {
+                parameters.sort_by_key(|parameter| parameter["name"].to_string());
+            }
+            fields.values_mut().for_each(without_prose);
+        }
+        Value::Array(items) => items.iter_mut().for_each(without_prose),
+        _ => {}
     }
 }
 
@@ -182,7 +233,17 @@ fn identity(item: &Value) -> Option<&str> {
 }
 
 /// Takes out of `real` the named items, paths and schemas that `ours` does not have.
-pub(crate) fn prune(real: &mut Value, ours: &Value) {
+pub(crate) fn prune(real: &mut Value, ours: &mut Value) {
+    // Only ours serves it itself; above the real one it is an API of its own.
+    for list in ["/body/groups", "/body/items"] {
+        if let Some(Value::Array(groups)) = ours.pointer_mut(list) {
+            groups.retain(|group| identity(group) != Some("metrics.k8s.io"));
+        }
+    }
+    prune_in(real, ours);
+}
+
+fn prune_in(real: &mut Value, ours: &Value) {
     match (real, ours) {
         (Value::Object(real), Value::Object(ours)) => {
             for (key, value) in real.iter_mut() {
@@ -192,7 +253,7 @@ pub(crate) fn prune(real: &mut Value, ours: &Value) {
                 {
                     entries.retain(|name, _| own.contains_key(name));
                 }
-                prune(value, own);
+                prune_in(value, own);
             }
         }
         (Value::Array(real), Value::Array(ours)) => {
@@ -206,7 +267,7 @@ pub(crate) fn prune(real: &mut Value, ours: &Value) {
             real.retain(|item| same(item).is_some());
             for item in real {
                 if let Some(own) = same(item) {
-                    prune(item, own);
+                    prune_in(item, own);
                 }
             }
         }

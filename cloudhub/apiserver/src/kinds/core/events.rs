@@ -233,6 +233,13 @@ impl Strategy for NewEvents {
         let names = NAMES.iter().map(|(new, old)| (*old, *new));
         rename(object, "events.k8s.io/v1", names);
         fill(object, EVENTS_ALWAYS);
+        if let Some(fields) = object.as_object_mut() {
+            for field in ["reportingController", "reportingInstance"] {
+                if fields.get(field).is_some_and(|value| value == "") {
+                    fields.shift_remove(field);
+                }
+            }
+        }
     }
 }
 

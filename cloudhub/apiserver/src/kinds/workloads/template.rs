@@ -27,11 +27,8 @@ pub(super) fn validate(errors: &mut Errors, spec: &At, kind: &str) {
         return;
     }
     let labels = template.down(&["metadata", "labels"]);
-    // An absent selector matches nothing in a DaemonSet; elsewhere it was named above.
-    let judged = match selector.is_set() {
-        true => !is_empty_selector(selector.value),
-        false => kind == "DaemonSet",
-    };
+    // An absent selector matches nothing; an empty one was named above.
+    let judged = !(selector.is_set() && is_empty_selector(selector.value));
     if judged && chosen.is_ok_and(|chosen| !chosen.matches_map(Some(labels.value))) {
         let shown = if labels.is_set() {
             labels.value.clone()

@@ -1,0 +1,97 @@
+//! Measures the budgets of design.md §4 on this machine: real programs, a real containerd, real Kubernetes.
+//!
+//! * [`node`]: one edge machine, above both APIs
+//! * [`scale`]: many simulated edges below one hub
+//! * [`table`]: rows, their arithmetic, the table, the JSON; [`proc`], [`traffic`], [`elf`]: what is read where
+//!
+//! `tests/bench/run` builds what is measured and says where it is (`KEDGE_BIN`).
+
+mod api;
+mod elf;
+mod node;
+mod proc;
+mod raw;
+mod scale;
+mod table;
+mod traffic;
+mod world;
+
+use std::fs;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::{Context as _, Result};
+use clap::{Parser, Subcommand};
+use serde_json::{Value, json};
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
+
+/// Measures Kedge's budgets.
+#[derive(Debug, Parser)]
+#[command(version)]
+struct Flags {
+    #[command(subcommand)]
+    suite: Suite,
+    /// Less of everything: to try the measurements, not to quote them
+    #[arg(long, global = true)]
+    quick: bool,
+    /// Where the figures go, as JSON
+    #[arg(long, global = true)]
+    json: Option<PathBuf>,
+}
+
+#[derive(Debug, Subcommand)]
+enum Suite {
+    /// One edge machine, above kube-apiserver and above the embedded API
+    Node,
+    /// Simulated edges (real protocol code, store in memory) below a hub with its own API
+    Scale {
+        /// 10 000 edges in the place of 1 000
+        #[arg(long, conflicts_with = "quick")]
+        full: bool,
+    },
+}
+
+fn main() -> Result<ExitCode> {
+    let flags = Flags::parse();
+    tracing_subscriber::fmt()
+        .with_env_filter(tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| "error".into()))
+        .with_writer(std::io::stderr)
+        .init();
+    // One provider for all TLS here; an error says that it is set already.
+    let _ = tunnel::tls::provider().as_ref().clone().install_default();
+    world::raise_file_limit()?;
+    let rows = match flags.suite {
+        Suite::Node => node::run(node::Extent::new(flags.quick))?,
+        Suite::Scale { full } => scale::run(scale::Extent::new(flags.quick, full))?,
+    };
+    let about = about(&flags)?;
+    println!("{}", about["text"].as_str().unwrap_or_default());
+    print!("{}", table::render(&rows));
+    if let Some(path) = &flags.json {
+        let text = format!("{:#}\n", table::to_json(&about, &rows));
+        fs::write(path, text).with_context(|| format!("write {}", path.display()))?;
+    }
+    let missed = !flags.quick && rows.iter().any(|row| row.is_met() == Some(false));
+    Ok(if missed { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+}
+
+/// When, where, and of what.
+fn about(flags: &Flags) -> Result<Value> {
+    let date = OffsetDateTime::now_utc().format(&Rfc3339)?;
+    let cpuinfo = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let model = cpuinfo.lines().find(|line| line.starts_with("model name"));
+    let model = model
+        .and_then(|line| line.split_once(": "))
+        .map_or("", |(_, name)| name);
+    let cores = std::thread::available_parallelism()?;
+    let kernel = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+    let (kernel, load) = (kernel.trim(), fs::read_to_string("/proc/loadavg").unwrap_or_default());
+    let bin = std::env::var("KEDGE_BIN").unwrap_or_default();
+    let quick = if flags.quick { ", --quick" } else { "" };
+    let text = format!("{date}, {cores} cores of {model}, Linux {kernel}, programs of {bin}{quick}");
+    Ok(json!({
+        "text": text, "date": date, "cores": cores.get(), "cpu": model, "kernel": kernel, "bin": bin,
+        "quick": flags.quick, "suite": format!("{:?}", flags.suite), "load": load.trim(),
+    }))
+}

@@ -21,7 +21,7 @@ use crate::api::{self, LIMIT, Pods, names};
 use crate::elf;
 use crate::proc::{self, Sampler};
 use crate::raw::Raw;
-use crate::table::{Gate, Row, Samples, megabytes_a_day};
+use crate::table::{Gate, Row, Rows, Samples, megabytes_a_day};
 use crate::traffic::Traffic;
 use crate::world;
 
@@ -120,12 +120,12 @@ fn one(above: &str, extent: Extent) -> Result<Vec<Row>> {
         edge: &mut edge,
         pods,
         runtime,
-        rows: Vec::new(),
+        rows: Rows::default(),
     };
     let measured = bench.all();
     let rows = bench.rows;
     match measured {
-        Ok(()) => Ok(rows),
+        Ok(()) => Ok(rows.finish()),
         Err(error) => Err(error.context(format!("{}\n{}", edge.tail(), hub.tail()))),
     }
 }
@@ -138,7 +138,7 @@ struct Bench<'a, 'e> {
     edge: &'e mut Edge<'a>,
     pods: Pods,
     runtime: Runtime,
-    rows: Vec<Row>,
+    rows: Rows,
 }
 
 impl Bench<'_, '_> {

@@ -21,7 +21,7 @@ use tokio::runtime::Runtime;
 
 use crate::api;
 use crate::proc::Memory;
-use crate::table::{Gate, Row, Samples, megabytes_a_day};
+use crate::table::{Gate, Row, Rows, Samples, megabytes_a_day};
 use crate::traffic::Traffic;
 use crate::world;
 use board::Board;
@@ -80,10 +80,10 @@ pub(crate) fn run(extent: Extent) -> Result<Vec<Row>> {
             runtime,
             board: Board::new(),
             values: 0,
-            rows: Vec::new(),
+            rows: Rows::default(),
         };
         match bench.all(&mut hub) {
-            Ok(()) => Ok(bench.rows),
+            Ok(()) => Ok(bench.rows.finish()),
             Err(error) => Err(error.context(hub.tail())),
         }
     })
@@ -95,7 +95,7 @@ struct Bench<'a> {
     runtime: Runtime,
     board: Board,
     values: u64,
-    rows: Vec<Row>,
+    rows: Rows,
 }
 
 /// A client's handles.

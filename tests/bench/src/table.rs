@@ -147,6 +147,25 @@ impl Row {
     }
 }
 
+/// The rows so far; each is told at once, so that a measurement that fails later has not taken all with it.
+#[derive(Debug, Default)]
+pub(crate) struct Rows(Vec<Row>);
+
+impl Rows {
+    pub(crate) fn push(&mut self, row: Row) {
+        eprint!("{}", lines(&[row.cells()]));
+        self.0.push(row);
+    }
+
+    pub(crate) fn extend(&mut self, rows: impl IntoIterator<Item = Row>) {
+        rows.into_iter().for_each(|row| self.push(row));
+    }
+
+    pub(crate) fn finish(self) -> Vec<Row> {
+        self.0
+    }
+}
+
 fn gate_name(gate: Gate) -> &'static str {
     match gate {
         Gate::Median => "median",
@@ -167,7 +186,20 @@ fn figure(value: f64) -> String {
     (if digits == 0 { text.as_str() } else { trimmed }).to_owned()
 }
 
-/// The table as text: columns as wide as they must be, notes below.
+/// Cells below each other, columns as wide as they must be.
+fn lines(cells: &[[String; 9]]) -> String {
+    let width = |column: usize| cells.iter().map(|c| c[column].chars().count()).max().unwrap_or(0);
+    let widths: Vec<usize> = (0..9).map(width).collect();
+    let mut out = String::new();
+    for row in cells {
+        let padded = row.iter().zip(&widths);
+        let line: Vec<String> = padded.map(|(cell, width)| format!("{cell:<width$}")).collect();
+        let _ = writeln!(out, "{}", line.join("  ").trim_end());
+    }
+    out
+}
+
+/// The table as text, notes below.
 pub(crate) fn render(rows: &[Row]) -> String {
     let head = [
         "above",
@@ -182,17 +214,7 @@ pub(crate) fn render(rows: &[Row]) -> String {
     ]
     .map(str::to_owned);
     let cells: Vec<[String; 9]> = std::iter::once(head).chain(rows.iter().map(Row::cells)).collect();
-    let width = |column: usize| cells.iter().map(|c| c[column].chars().count()).max().unwrap_or(0);
-    let widths: Vec<usize> = (0..9).map(width).collect();
-    let mut out = String::new();
-    for row in &cells {
-        let line: Vec<String> = row
-            .iter()
-            .zip(&widths)
-            .map(|(cell, width)| format!("{cell:<width$}"))
-            .collect();
-        let _ = writeln!(out, "{}", line.join("  ").trim_end());
-    }
+    let mut out = lines(&cells);
     for row in rows.iter().filter(|row| !row.note.is_empty()) {
         let _ = writeln!(out, "* {}, {}: {}", row.above, row.what, row.note);
     }

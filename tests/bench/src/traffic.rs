@@ -22,9 +22,15 @@ impl Traffic {
     /// When nft refuses.
     pub(crate) fn count(site: &Site) -> Result<Self> {
         let namespace = site.namespace("hub");
+        let chain = |hook: &str, end: &str| {
+            format!(
+                " chain {hook} {{\n  type filter hook {hook} priority -10; policy accept;\n  udp {end} {JOIN_PORT} counter\n }}\n"
+            )
+        };
         let rules = format!(
-            "table inet bench {{\n chain in {{ type filter hook input priority -10; udp dport {JOIN_PORT} counter }}\n \
-             chain out {{ type filter hook output priority -10; udp sport {JOIN_PORT} counter }}\n}}\n"
+            "table inet bench {{\n{}{}}}\n",
+            chain("input", "dport"),
+            chain("output", "sport")
         );
         let file = site.dir().join("bench.nft");
         fs::write(&file, rules)?;

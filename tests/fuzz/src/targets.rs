@@ -43,7 +43,7 @@ pub const ALL: &[Target] = &[
     target("edge.log", COPIES, 256 << 10, edge::logs, edge::log),
     target("edge.pod", TREE, WORDS, edge::pods, edge::pod),
     target("edge.registries", TREE, WORDS, edge::registries, edge::registry),
-    target("edge.quantity", COPIES, SMALL, edge::quantities, edge::quantity),
+    target("edge.quantity", 2 * COPIES, SMALL, edge::quantities, edge::quantity),
     target("store.record", COPIES, SMALL, files::records, files::record),
     target("images.archive", 24, 64 << 10, files::archives, files::archive),
     target("api.schema", TREE, WORDS, api::objects, api::schema),

@@ -54,7 +54,7 @@ pub(super) fn edge_configs() -> Vec<Vec<u8>> {
 
 pub(super) fn edge_config(input: &[u8]) -> Result<(), String> {
     let text = String::from_utf8_lossy(input);
-    if let Ok(mut config) = serde_yaml_ng::from_str::<EdgecoreConfig>(&text) {
+    if let Ok(mut config) = EdgecoreConfig::parse(&text) {
         config.complete(Path::new("/etc/kedge"));
         // Refused or not: what counts is that it ends.
         let _ = config.validate();

@@ -215,7 +215,7 @@ impl Config {
     /// # Errors
     /// When `serviceRange` is not ADDRESS/BITS.
     pub fn services(&self) -> Result<(Ipv4Addr, u8)> {
-        range("serviceRange", &self.service_range)
+        range("serviceRange", &self.service_range, 12..=28)
     }
 
     /// The pods' network: first address and prefix length.
@@ -223,7 +223,7 @@ impl Config {
     /// # Errors
     /// When `podRange` is not ADDRESS/BITS.
     pub fn pods(&self) -> Result<(Ipv4Addr, u8)> {
-        range("podRange", &self.pod_range)
+        range("podRange", &self.pod_range, 8..=28)
     }
 
     /// The kubelet APIs' ports.
@@ -240,16 +240,20 @@ impl Config {
     }
 }
 
-/// An IPv4 network with room for more than a few addresses.
-fn range(field: &str, text: &str) -> Result<(Ipv4Addr, u8)> {
+/// An IPv4 network with room for more than a few addresses, and, for Services, with so few that a free one is found.
+fn range(field: &str, text: &str, sizes: RangeInclusive<u8>) -> Result<(Ipv4Addr, u8)> {
     let parse = || {
         let (address, bits) = text.split_once('/')?;
         let (address, bits) = (address.parse::<Ipv4Addr>().ok()?, bits.parse::<u8>().ok()?);
-        let inside = (8..=28).contains(&bits) && u32::from(address) & !mask(bits) == 0;
+        let inside = sizes.contains(&bits) && u32::from(address) & !mask(bits) == 0;
         inside.then_some((address, bits))
     };
     parse().with_context(|| {
-        format!("{field} {text:?}: want the first address of an IPv4 network and its bits (8 to 28), as 10.96.0.0/16")
+        format!(
+            "{field} {text:?}: want the first address of an IPv4 network and its bits ({} to {}), as 10.96.0.0/16",
+            sizes.start(),
+            sizes.end()
+        )
     })
 }
 

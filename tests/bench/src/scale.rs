@@ -299,6 +299,7 @@ impl Bench<'_> {
 
     fn idle_traffic(&mut self) -> Result<()> {
         let traffic = Traffic::count(self.site)?;
+        thread::sleep(self.extent.settle);
         let (before, start) = (traffic.bytes()?, Instant::now());
         thread::sleep(self.extent.idle);
         let bytes = traffic.bytes()? - before;

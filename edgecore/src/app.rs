@@ -121,13 +121,7 @@ pub async fn build(config: EdgecoreConfig) -> Result<App, AppError> {
         node: facts,
         complete: link.complete(),
     };
-    let pods = PodManager::new(pods_config(&config), parts);
-    let views = pods.pods();
-    let stop = supervisor.stop();
-    supervisor.until_stop("pods", async move {
-        pods.run(stop).await;
-        Ok::<(), String>(())
-    });
+    let views = run_pods(&mut supervisor, &config, parts);
 
     supervisor.until_stop("hub", async move {
         link.run().await;
@@ -144,6 +138,21 @@ pub async fn build(config: EdgecoreConfig) -> Result<App, AppError> {
         supervisor,
         kubelet_api,
     })
+}
+
+/// Starts the pods' manager; what its workers see.
+fn run_pods(
+    supervisor: &mut Supervisor,
+    config: &EdgecoreConfig,
+    parts: pods::Parts,
+) -> watch::Receiver<Arc<Vec<pods::PodView>>> {
+    let pods = PodManager::new(pods_config(config), parts);
+    let (views, stop) = (pods.pods(), supervisor.stop());
+    supervisor.until_stop("pods", async move {
+        pods.run(stop).await;
+        Ok::<(), String>(())
+    });
+    views
 }
 
 /// Writes events until the stop, and then the last ones.

@@ -19,7 +19,7 @@ pub(crate) struct Raw {
 }
 
 impl Raw {
-    /// Over the containerd at `socket`. Nobody else may run pods there meanwhile.
+    /// Over the containerd at `socket`. edgecore leaves these pods alone: they do not have its label.
     pub(crate) fn new(socket: &Path, dir: &Path, cgroup: &str) -> Self {
         let (runtime, _pump) = CriRuntime::new(socket);
         Self {

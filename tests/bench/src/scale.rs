@@ -30,6 +30,9 @@ use fleet::{ALL, Fleet};
 const ABOVE: &str = "embedded";
 /// Requests of ours to the API at once.
 const AT_ONCE: usize = 16;
+/// What a connected edge may cost the hub, and a pod of it, KiB.
+const SESSION: f64 = 64.0;
+const POD: f64 = 5.0;
 /// Commits of a real store.
 const COMMITS: usize = 100;
 
@@ -123,12 +126,17 @@ impl Bench<'_> {
         let fleet = self.connect(&cluster)?;
         thread::sleep(self.extent.settle);
         let connected = Memory::of(pid)?;
-        self.memory_row("hub RSS, per connected edge", (joined, connected), 64.0);
+        let row = self.memory_row(
+            "hub RSS, per new edge: session, Node, Lease, kubelet port",
+            (joined, connected),
+        );
+        self.rows.push(row);
 
         say("pods");
         self.pods(&cluster, &fleet)?;
         thread::sleep(self.extent.settle);
-        self.memory_row("hub RSS, per pod with a ConfigMap", (connected, Memory::of(pid)?), 5.0);
+        let row = self.memory_row("hub RSS, per new pod with a ConfigMap", (connected, Memory::of(pid)?));
+        self.rows.push(row);
 
         say("changes");
         self.changes(&cluster)?;
@@ -137,27 +145,50 @@ impl Bench<'_> {
         self.idle_traffic()?;
         say("reconnect storm");
         self.storm(hub, &fleet)?;
+        drop(fleet);
+        say("memory of sessions alone");
+        self.sessions_alone(hub)?;
         self.rows.push(real_commits(self.site, &self.runtime)?);
         Ok(())
     }
 
-    fn memory_row(&mut self, what: &str, (before, after): (Memory, Memory), limit: f64) {
+    /// What each edge has added to the hub's memory.
+    fn memory_row(&self, what: &str, (before, after): (Memory, Memory)) -> Row {
         let each = |before: u64, after: u64| (after as f64 - before as f64) / self.extent.edges as f64;
         let note = format!(
-            "the API's own objects of it (Node, Lease, …) included; RssAnon {:.1} KiB; the hub has {:.1} MB in all",
+            "RssAnon {:.1} KiB; the hub has {:.1} MB in all",
             each(before.anon, after.anon),
             after.rss as f64 * 1024.0 / 1e6
         );
-        let row = Row::new(ABOVE, what, "KiB", Samples::one(each(before.rss, after.rss)));
-        self.rows.push(
-            row.budget(Gate::Worst, limit)
-                .reference(if limit > 60.0 {
-                    "quinn alone 30-40 a connection"
-                } else {
-                    ""
-                })
-                .note(note),
+        Row::new(ABOVE, what, "KiB", Samples::one(each(before.rss, after.rss))).note(note)
+    }
+
+    /// What a session alone costs: a hub that knows all Nodes and pods already, before and after the edges come.
+    fn sessions_alone(&mut self, hub: &mut Hub<'_>) -> Result<()> {
+        let limit = self.extent.limit();
+        hub.kill();
+        hub.restart()?;
+        let pid = hub.pid().context("the hub runs")?;
+        thread::sleep(self.extent.settle);
+        let before = Memory::of(pid)?;
+        let (site, edges, board) = (self.site, self.extent.edges, &self.board);
+        let _fleet = self.runtime.block_on(async {
+            let fleet = Fleet::start(site, edges, board)?;
+            fleet.connected(&[], limit).await?;
+            fleet.complete(limit).await?;
+            until("each edge holds its pod", limit, || fleet.with_pod() == edges).await?;
+            Ok::<_, anyhow::Error>(fleet)
+        })?;
+        thread::sleep(self.extent.settle);
+        let row = self.memory_row(
+            "hub RSS, per connected edge with 1 pod, its objects known before",
+            (before, Memory::of(pid)?),
         );
+        self.rows.push(
+            row.budget(Gate::Worst, SESSION + POD)
+                .reference("quinn alone 30-40 a connection"),
+        );
+        Ok(())
     }
 
     /// All edges at once, from the first packet to the last whole snapshot and its Node.
@@ -268,6 +299,7 @@ impl Bench<'_> {
 
     fn idle_traffic(&mut self) -> Result<()> {
         let traffic = Traffic::count(self.site)?;
+        thread::sleep(self.extent.settle);
         let (before, start) = (traffic.bytes()?, Instant::now());
         thread::sleep(self.extent.idle);
         let bytes = traffic.bytes()? - before;

@@ -9,7 +9,7 @@ use clap::Parser;
 use serde::{Deserialize, Serialize};
 
 /// The longest file, bytes: the parser's time grows with the square of what is nested, and a configuration has 1 KiB.
-const MAX_TEXT: usize = 32 * 1024;
+const MAX_TEXT: usize = 16 * 1024;
 /// The hub renews a node's lease every 10 s; less than two of these is no grace.
 const LEAST_GRACE: u64 = 20;
 
@@ -140,7 +140,7 @@ impl Config {
     fn read(path: &Path) -> Result<Self> {
         let text = std::fs::read_to_string(path).with_context(|| format!("read {}", path.display()))?;
         if text.len() > MAX_TEXT {
-            bail!("{}: longer than 32 KiB", path.display());
+            bail!("{}: longer than 16 KiB", path.display());
         }
         serde_yaml_ng::from_str(&text).with_context(|| format!("{}: not a CloudhubConfig", path.display()))
     }

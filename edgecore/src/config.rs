@@ -17,7 +17,7 @@ pub const KIND: &str = "EdgecoreConfig";
 pub const DEFAULT_PATH: &str = "/etc/kedge/edgecore.yaml";
 
 /// The longest file, bytes: the parser's time grows with the square of what is nested, and a configuration has 3 KiB.
-const MAX_TEXT: usize = 32 * 1024;
+const MAX_TEXT: usize = 16 * 1024;
 
 /// kubelet's folder of pods' logs.
 const POD_LOGS_DIR: &str = "/var/log/pods";
@@ -320,10 +320,10 @@ impl EdgecoreConfig {
     /// Parses the text of a file: nothing is filled in or checked.
     ///
     /// # Errors
-    /// When it is no EdgecoreConfig, or longer than 32 KiB.
+    /// When it is no EdgecoreConfig, or longer than 16 KiB.
     pub fn parse(text: &str) -> Result<Self, serde_yaml_ng::Error> {
         if text.len() > MAX_TEXT {
-            return Err(serde::de::Error::custom("longer than 32 KiB"));
+            return Err(serde::de::Error::custom("longer than 16 KiB"));
         }
         serde_yaml_ng::from_str(text)
     }

@@ -32,6 +32,8 @@ pub struct Hunt {
     pub seed: u64,
     /// How long, after the regressions and the corpus.
     pub time: Duration,
+    /// How many mutated inputs at most.
+    pub inputs: u64,
     /// Folder of failing inputs.
     pub regressions: PathBuf,
 }
@@ -142,8 +144,9 @@ fn work(hunt: &Hunt, inputs: &Inputs, shared: &Shared, mut progress: Option<File
     let until = Instant::now() + hunt.time;
     let mut tally = Tally::default();
     for case in 0.. {
-        let is_seed = case < inputs.seeds.len() as u64;
-        if !is_seed && Instant::now() >= until {
+        let seeds = inputs.seeds.len() as u64;
+        let is_seed = case < seeds;
+        if !is_seed && (Instant::now() >= until || case - seeds >= hunt.inputs) {
             break;
         }
         shared.case.store(case, Ordering::SeqCst);

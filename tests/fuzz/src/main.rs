@@ -18,6 +18,9 @@ struct Flags {
     /// How long, all targets together.
     #[arg(long, default_value_t = 15.0)]
     seconds: f64,
+    /// How many mutated inputs a target at most: the same on every machine, where the time does not end first.
+    #[arg(long, default_value_t = u64::MAX)]
+    inputs: u64,
     /// Only targets whose names begin so.
     #[arg(long)]
     target: Vec<String>,
@@ -38,6 +41,7 @@ impl Flags {
             target,
             seed: self.seed,
             time: Duration::from_secs_f64(share),
+            inputs: self.inputs,
             regressions: self.regressions.clone(),
         }
     }

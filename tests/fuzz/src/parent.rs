@@ -21,6 +21,7 @@ pub fn run(hunt: &Hunt, progress: &Path) -> Result<bool> {
         .args(["--child", hunt.target.name])
         .args(["--seed", &hunt.seed.to_string()])
         .args(["--seconds", &hunt.time.as_secs_f64().to_string()])
+        .args(["--inputs", &hunt.inputs.to_string()])
         .arg("--regressions")
         .arg(&hunt.regressions)
         .arg("--progress")

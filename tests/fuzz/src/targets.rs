@@ -17,6 +17,8 @@ use crate::Target;
 
 /// Decoders that copy what they get a few times.
 const COPIES: usize = 8;
+/// The YAML parser keeps an event and a mark for each byte of nested lists; the files are the machine's own and at most 16 KiB.
+const YAML: usize = 2048;
 /// Decoders that make a tree of JSON.
 const TREE: usize = 160;
 /// Room for messages, small tables and errors.
@@ -37,8 +39,8 @@ pub const ALL: &[Target] = &[
     target("hub.rejoin", 24, 64 << 10, hub::rejoins, hub::rejoin),
     target("hub.csr", 24, 64 << 10, hub::csrs, hub::csr),
     target("hub.status", TREE, SMALL, hub::statuses, hub::status),
-    target("hub.config", TREE, 128 << 10, files::hub_configs, files::hub_config),
-    target("edge.config", TREE, 128 << 10, files::edge_configs, files::edge_config),
+    target("hub.config", YAML, 128 << 10, files::hub_configs, files::hub_config),
+    target("edge.config", YAML, 128 << 10, files::edge_configs, files::edge_config),
     target("edge.request", 64, SMALL, edge::requests, edge::request),
     target("edge.log", COPIES, 256 << 10, edge::logs, edge::log),
     target("edge.pod", TREE, WORDS, edge::pods, edge::pod),
@@ -50,7 +52,7 @@ pub const ALL: &[Target] = &[
     target("api.create", 2 * TREE, WORDS, api::objects, api::create),
     target("api.update", 2 * TREE, WORDS, api::pairs, api::update),
     target("api.patch", 2 * TREE, WORDS, api::patches, api::patch),
-    target("api.request", 64, 64 << 10, api::requests, api::request),
+    target("api.request", 256, 64 << 10, api::requests, api::request),
     target("api.selector", 256, SMALL, api::selectors, api::selector),
     target("api.accept", 256, SMALL, api::accepts, api::accept),
     target("api.headers", 64, SMALL, api::headers, api::header),

@@ -536,7 +536,6 @@ fn shape(schema: &Value, numbers: &BTreeMap<&str, usize>) -> String {
         ("boolean", _) => "Shape::Bool".into(),
         ("integer", "int32") => "Shape::Int32".into(),
         ("integer", "int64") => "Shape::Int64".into(),
-        ("number", _) => "Shape::Double".into(),
         ("array", _) => format!("Shape::List(&{})", shape(&schema["items"], numbers)),
         ("object", _) if schema.get("additionalProperties").is_some() => {
             format!("Shape::Map(&{})", shape(&schema["additionalProperties"], numbers))

@@ -20,6 +20,8 @@ use crate::registry::Registry;
 
 /// A whole connection ends within this.
 const WITHIN: Duration = Duration::from_secs(30);
+/// A request's head arrives within this: those who connect and say nothing do not keep others out for long.
+const HEAD_WITHIN: Duration = Duration::from_secs(5);
 /// People and their scripts.
 const MAX_CONNECTIONS: usize = 16;
 
@@ -61,6 +63,7 @@ pub async fn serve(listener: UnixListener, registry: Registry, config: Value) {
             });
             let connection = hyper::server::conn::http1::Builder::new()
                 .timer(TokioTimer::new())
+                .header_read_timeout(HEAD_WITHIN)
                 .serve_connection(TokioIo::new(stream), service);
             // A caller that is slow or breaks off is cut; it is on this machine and may call again.
             let _ = tokio::time::timeout(WITHIN, connection).await;

@@ -8,6 +8,8 @@ use anyhow::{Context as _, Result, bail};
 use clap::Parser;
 use serde::{Deserialize, Serialize};
 
+/// The longest file, bytes: the parser's time grows with the square of what is nested, and a configuration has 1 KiB.
+const MAX_TEXT: usize = 32 * 1024;
 /// The hub renews a node's lease every 10 s; less than two of these is no grace.
 const LEAST_GRACE: u64 = 20;
 
@@ -137,6 +139,9 @@ impl Config {
 
     fn read(path: &Path) -> Result<Self> {
         let text = std::fs::read_to_string(path).with_context(|| format!("read {}", path.display()))?;
+        if text.len() > MAX_TEXT {
+            bail!("{}: longer than 32 KiB", path.display());
+        }
         serde_yaml_ng::from_str(&text).with_context(|| format!("{}: not a CloudhubConfig", path.display()))
     }
 
@@ -210,7 +215,7 @@ impl Config {
     /// # Errors
     /// When `serviceRange` is not ADDRESS/BITS.
     pub fn services(&self) -> Result<(Ipv4Addr, u8)> {
-        range("serviceRange", &self.service_range)
+        range("serviceRange", &self.service_range, 12..=28)
     }
 
     /// The pods' network: first address and prefix length.
@@ -218,7 +223,7 @@ impl Config {
     /// # Errors
     /// When `podRange` is not ADDRESS/BITS.
     pub fn pods(&self) -> Result<(Ipv4Addr, u8)> {
-        range("podRange", &self.pod_range)
+        range("podRange", &self.pod_range, 8..=28)
     }
 
     /// The kubelet APIs' ports.
@@ -235,16 +240,20 @@ impl Config {
     }
 }
 
-/// An IPv4 network with room for more than a few addresses.
-fn range(field: &str, text: &str) -> Result<(Ipv4Addr, u8)> {
+/// An IPv4 network with room for more than a few addresses, and, for Services, with so few that a free one is found.
+fn range(field: &str, text: &str, sizes: RangeInclusive<u8>) -> Result<(Ipv4Addr, u8)> {
     let parse = || {
         let (address, bits) = text.split_once('/')?;
         let (address, bits) = (address.parse::<Ipv4Addr>().ok()?, bits.parse::<u8>().ok()?);
-        let inside = (8..=28).contains(&bits) && u32::from(address) & !mask(bits) == 0;
+        let inside = sizes.contains(&bits) && u32::from(address) & !mask(bits) == 0;
         inside.then_some((address, bits))
     };
     parse().with_context(|| {
-        format!("{field} {text:?}: want the first address of an IPv4 network and its bits (8 to 28), as 10.96.0.0/16")
+        format!(
+            "{field} {text:?}: want the first address of an IPv4 network and its bits ({} to {}), as 10.96.0.0/16",
+            sizes.start(),
+            sizes.end()
+        )
     })
 }
 

@@ -31,6 +31,8 @@ pub struct SessionInfo {
     pub epoch: u64,
     /// `/proc/sys/kernel/random/boot_id` of the edge.
     pub boot_id: String,
+    /// The agent's process; another one means that it was started again.
+    pub agent: String,
     /// Where its packets come from.
     pub remote: Option<SocketAddr>,
 }

@@ -71,6 +71,7 @@ async fn run(session: Session, deps: Deps) {
         incarnation: peer.incarnation,
         epoch: peer.epoch,
         boot_id: peer.boot_id.clone(),
+        agent: peer.agent.clone(),
         remote: Some(peer.remote),
     };
     tracing::info!(node = peer.node, epoch = peer.epoch, remote = %peer.remote, "session up");

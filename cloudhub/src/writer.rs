@@ -11,6 +11,7 @@
 pub mod diff;
 pub mod fleet;
 pub mod node;
+pub mod report;
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -145,12 +146,6 @@ pub(crate) fn timestamp(at: SystemTime) -> String {
     time::OffsetDateTime::from(at).format(format).unwrap_or_default()
 }
 
-/// A Kubernetes `Time`.
-pub(crate) fn parse_timestamp(text: &str) -> Option<SystemTime> {
-    let at = time::OffsetDateTime::parse(text, &time::format_description::well_known::Rfc3339).ok()?;
-    Some(at.into())
-}
-
 /// RFC 3339 with microseconds, as Kubernetes' `MicroTime`.
 pub(crate) fn micro_timestamp(at: SystemTime) -> String {
     let format =
@@ -161,20 +156,20 @@ pub(crate) fn micro_timestamp(at: SystemTime) -> String {
 #[async_trait]
 impl Reports for Writer {
     async fn pod_status(&self, node: &str, pod: PodRef, status: Bytes) {
-        match serde_json::from_slice::<Value>(&status) {
+        match report::parse(&status) {
             Ok(mut report) => self.with_live(node, |live| {
                 let mut status = report["status"].take();
                 name_what_a_merge_would_leave(&mut status);
                 live.pods.insert(pod, status);
             }),
-            Err(error) => tracing::warn!(node, pod = pod.name, %error, "a pod status is no JSON"),
+            Err(error) => tracing::warn!(node, pod = pod.name, %error, "a pod status makes no sense"),
         }
     }
 
     async fn node_status(&self, node: &str, status: Bytes) {
-        match serde_json::from_slice::<Value>(&status) {
+        match report::parse(&status) {
             Ok(report) => self.with_live(node, |live| live.node = Some(report)),
-            Err(error) => tracing::warn!(node, %error, "a node status is no JSON"),
+            Err(error) => tracing::warn!(node, %error, "a node status makes no sense"),
         }
     }
 

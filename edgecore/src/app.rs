@@ -86,9 +86,6 @@ pub async fn build(config: EdgecoreConfig) -> Result<App, AppError> {
     make_folders(&config)?;
     let (store, whole) = open_store(&config).await?;
     let mut supervisor = Supervisor::default();
-    if let Err(error) = crate::node::cni::remove_damaged_results(&config.network.cni_cache_dir) {
-        tracing::error!(%error, "the CNI results cannot be looked through; pods of before a power cut may not start");
-    }
 
     let (runtime, pump) = CriRuntime::new(&config.containerd.socket);
     let runtime: Arc<dyn Runtime> = Arc::new(runtime);
@@ -237,6 +234,7 @@ impl App {
     }
 }
 
+/// Makes the folders, and removes what a power cut has spoilt in one of them.
 fn make_folders(config: &EdgecoreConfig) -> Result<(), AppError> {
     let make = |path: &Path, mode| {
         let made = std::fs::DirBuilder::new().recursive(true).mode(mode).create(path);
@@ -248,7 +246,11 @@ fn make_folders(config: &EdgecoreConfig) -> Result<(), AppError> {
     make(&config.state_dir, 0o700)?;
     make(&config.run_dir, 0o755)?;
     make(&config.kubelet.root_dir, 0o750)?;
-    make(&config.kubelet.pod_logs_dir, 0o755)
+    make(&config.kubelet.pod_logs_dir, 0o755)?;
+    if let Err(error) = crate::node::cni::remove_damaged_results(&config.network.cni_cache_dir) {
+        tracing::error!(%error, "the CNI results cannot be looked through; pods of before a power cut may not start");
+    }
+    Ok(())
 }
 
 /// Opens the store on a thread of its own: it reads every record. False beside it says that the old one was set aside.

@@ -16,6 +16,9 @@ pub const KIND: &str = "EdgecoreConfig";
 /// Where the file is when nobody says.
 pub const DEFAULT_PATH: &str = "/etc/kedge/edgecore.yaml";
 
+/// The longest file, bytes: the parser's time grows with the square of what is nested, and a configuration has 3 KiB.
+const MAX_TEXT: usize = 32 * 1024;
+
 /// kubelet's folder of pods' logs.
 const POD_LOGS_DIR: &str = "/var/log/pods";
 
@@ -303,7 +306,7 @@ impl EdgecoreConfig {
             path: path.to_owned(),
             source,
         })?;
-        let mut config: Self = serde_yaml_ng::from_str(&text).map_err(|source| ConfigError::Parse {
+        let mut config = Self::parse(&text).map_err(|source| ConfigError::Parse {
             path: path.to_owned(),
             source,
         })?;
@@ -312,6 +315,17 @@ impl EdgecoreConfig {
         config.complete(absolute.parent().unwrap_or(Path::new("/")));
         config.validate()?;
         Ok(config)
+    }
+
+    /// Parses the text of a file: nothing is filled in or checked.
+    ///
+    /// # Errors
+    /// When it is no EdgecoreConfig, or longer than 32 KiB.
+    pub fn parse(text: &str) -> Result<Self, serde_yaml_ng::Error> {
+        if text.len() > MAX_TEXT {
+            return Err(serde::de::Error::custom("longer than 32 KiB"));
+        }
+        serde_yaml_ng::from_str(text)
     }
 
     /// Fills in what is empty; `beside` is the folder of the configuration file.

@@ -41,6 +41,8 @@ pub struct EdgeHub {
     complete: watch::Sender<bool>,
     stop: watch::Receiver<bool>,
     floor: ClockFloor,
+    /// Names this process to the hub.
+    agent: String,
 }
 
 impl EdgeHub {
@@ -72,6 +74,7 @@ impl EdgeHub {
             complete: watch::Sender::new(complete),
             stop,
             floor,
+            agent: format!("{:016x}", rand::random::<u64>()),
         })
     }
 
@@ -154,6 +157,7 @@ impl EdgeHub {
             incarnation: rows::incarnation(&self.store)?,
             epochs: Arc::new(rows::Epochs::new(self.store.clone())),
             boot_id: crate::node::machine::identity().boot_id,
+            agent: self.agent.clone(),
             uplinks: uplinks
                 .map(|u| tunnel::Uplink {
                     name: u.name.clone(),

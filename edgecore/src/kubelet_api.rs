@@ -63,7 +63,7 @@ type PipeSlot = Arc<Mutex<Option<Pipe>>>;
 
 /// What a path names.
 #[derive(Debug, PartialEq, Eq)]
-struct Target<'a> {
+pub(crate) struct Target<'a> {
     namespace: &'a str,
     pod: &'a str,
     uid: Option<&'a str>,
@@ -149,7 +149,7 @@ impl KubeletApi {
 }
 
 /// `{namespace}/{pod}[/{uid}]` and, but for port-forward, `/{container}`.
-fn target<'a>(what: &str, rest: &[&'a str]) -> Option<Target<'a>> {
+pub(crate) fn target<'a>(what: &str, rest: &[&'a str]) -> Option<Target<'a>> {
     let (namespace, pod, uid, container) = match (what, rest) {
         ("portForward", &[namespace, pod]) => (namespace, pod, None, ""),
         ("portForward", &[namespace, pod, uid]) => (namespace, pod, Some(uid), ""),

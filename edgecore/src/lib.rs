@@ -7,6 +7,8 @@ pub mod admin;
 pub mod app;
 pub mod config;
 pub mod edgehub;
+#[doc(hidden)]
+pub mod fuzzing;
 pub mod kubelet_api;
 pub mod metrics;
 pub mod node;

@@ -59,8 +59,13 @@ pub(crate) async fn run(args: Args, kubeconfig: Option<&Path>) -> Result<()> {
     );
     match stops(&cluster.client, name).await {
         Ok(stops) if stops.is_empty() => println!("nothing that runs there would stop"),
-        Ok(stops) => println!("this API does not have, so that there would stop:\n{}", stops.join("\n")),
-        Err(error) => println!("every pod there that this API does not have would stop; the node does not say which: {error:#}"),
+        Ok(stops) => println!(
+            "this API does not have, so that there would stop:\n{}",
+            stops.join("\n")
+        ),
+        Err(error) => {
+            println!("every pod there that this API does not have would stop; the node does not say which: {error:#}")
+        }
     }
     if !args.yes {
         println!("run 'kedge adopt {name} --yes' to take this API as the truth");

@@ -60,6 +60,7 @@ fn edge(pki: &Pki, hub: &Hub) -> Edge {
         incarnation: [1; 16],
         epochs: Arc::new(Epochs(AtomicU64::new(0))),
         boot_id: "b".to_owned(),
+        agent: "a".to_owned(),
         uplinks: Vec::new(),
         clock_floor: ClockFloor::default(),
     })

@@ -11,6 +11,7 @@
 pub mod admission;
 pub mod authn;
 mod follow;
+pub(crate) mod fuzzing;
 mod impersonation;
 pub mod node;
 pub mod rbac;
@@ -265,6 +266,8 @@ pub struct Attributes {
     pub namespace: String,
     /// Name, or "". For list and watch it is what a field selector `metadata.name=` says.
     pub name: String,
+    /// The node whose pods a list or watch is of: what a field selector `spec.nodeName=` says; else "".
+    pub node: String,
     /// The path, for what is no resource.
     pub path: String,
 }

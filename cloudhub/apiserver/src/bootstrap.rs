@@ -93,7 +93,7 @@ pub(crate) fn node_rules() -> Vec<Rule> {
 }
 
 /// All of them, in an order in which each may be created: API group, plural, object.
-pub fn objects() -> Vec<(&'static str, &'static str, Value)> {
+pub(crate) fn objects() -> Vec<(&'static str, &'static str, Value)> {
     let mut objects = Vec::new();
     for name in NAMESPACES {
         let namespace = json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}});

@@ -8,6 +8,7 @@
 
 pub(crate) mod answer;
 mod discovery;
+pub(crate) mod fuzzing;
 mod input;
 mod metrics_api;
 mod read;
@@ -209,6 +210,8 @@ async fn dispatch(call: Call, route: Route, request: Request<Incoming>) -> Resul
         Route::Path(path) => discovery::answer(&call, &path),
         Route::Virtual(place, kind) => subresource::review(&call, &place, kind, request).await,
         Route::Metrics(place) => metrics_api::answer(&call, &place).await,
+        Route::Unknown(place) if discovery::is_group(&place.group) => Err(Status::no_such_path()),
+        Route::Unknown(_) => Ok(answer::no_page()),
         Route::Resource(place) if place.subresource.is_empty() => match call.method {
             Method::GET | Method::HEAD => read::answer(&call, &place),
             Method::POST | Method::PUT | Method::PATCH | Method::DELETE => write::answer(&call, &place, request).await,

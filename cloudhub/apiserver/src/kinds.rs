@@ -136,7 +136,7 @@ pub trait Strategy: Sync + std::fmt::Debug {
     fn to_storage(&self, _object: &mut Value) {}
 
     /// From what is stored to the version of this row.
-    fn from_storage(&self, _object: &mut Value) {}
+    fn to_version(&self, _object: &mut Value) {}
 
     /// Whether a change of annotations counts as a generation (Deployment).
     fn annotations_count(&self) -> bool {

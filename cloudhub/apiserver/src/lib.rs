@@ -14,6 +14,8 @@
 
 pub mod auth;
 mod bootstrap;
+#[doc(hidden)]
+pub mod fuzzing;
 mod http;
 pub mod kinds;
 mod kubelet;

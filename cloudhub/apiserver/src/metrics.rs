@@ -271,6 +271,22 @@ fn metadata(object: &Value) -> Value {
     metadata
 }
 
+/// Reads a kubelet's text, for [`crate::fuzzing`].
+pub(crate) fn fuzz(text: &str) {
+    let sample = resource::parse(text, OffsetDateTime::UNIX_EPOCH);
+    let earlier = resource::parse(text, OffsetDateTime::UNIX_EPOCH - Duration::from_secs(15));
+    if let (Some(earlier), Some(last)) = (&earlier.node, &sample.node)
+        && let Some(usage) = resource::usage(Some(earlier), last)
+    {
+        resource::nano_cores(usage.nano_cores);
+        resource::bytes(usage.memory);
+        resource::window(usage.window);
+    }
+    for point in sample.pods.values().flat_map(|containers| containers.values()) {
+        resource::usage(None, point);
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

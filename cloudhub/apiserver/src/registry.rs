@@ -9,6 +9,7 @@
 //! A dry run stops before the store. Nothing is stored of a write that is refused.
 
 mod delete;
+pub(crate) mod fuzzing;
 mod metadata;
 
 use futures::future::BoxFuture;
@@ -23,14 +24,15 @@ use crate::object;
 use crate::status::{Errors, Status};
 use crate::store::{Expect, Key, Store, WriteError};
 
-pub use delete::DeleteOptions;
+pub(crate) use delete::DeleteOptions;
+pub(crate) use metadata::is_of_url;
 
 /// How often a change that met another writer's is made again before its caller is told.
 const RETRIES: usize = 20;
 
 /// What a write is about.
 #[derive(Debug, Clone)]
-pub struct Target<'a> {
+pub(crate) struct Target<'a> {
     /// Who writes.
     pub identity: &'a Identity,
     /// The kind.
@@ -62,13 +64,19 @@ impl Target<'_> {
         if errors.is_empty() {
             return Ok(());
         }
-        Err(Status::invalid(self.row.group, self.row.kind, name, errors))
+        // The real server has one kind of event inside, which has no group.
+        let group = if self.row.storage == "events" {
+            ""
+        } else {
+            self.row.group
+        };
+        Err(Status::invalid(group, self.row.kind, name, errors))
     }
 }
 
 /// What a write gives back.
 #[derive(Debug)]
-pub struct Written {
+pub(crate) struct Written {
     /// The object as it is stored (or would be).
     pub object: Value,
     /// Texts for the Warning header.
@@ -77,7 +85,7 @@ pub struct Written {
 
 /// Which part of an object a change may touch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Part {
+pub(crate) enum Part {
     /// Everything but `status`, where that is a part of its own.
     Main,
     /// `status` and what a status update may change of metadata.
@@ -88,7 +96,7 @@ pub enum Part {
 
 /// The writes.
 #[derive(Debug)]
-pub struct Registry {
+pub(crate) struct Registry {
     store: Store,
     admission: Admission,
     ranges: Ranges,
@@ -98,7 +106,7 @@ pub struct Registry {
 
 impl Registry {
     /// Over `store`.
-    pub fn new(store: Store, admission: Admission, ranges: Ranges) -> Self {
+    pub(crate) fn new(store: Store, admission: Admission, ranges: Ranges) -> Self {
         Self {
             store,
             admission,
@@ -108,7 +116,7 @@ impl Registry {
     }
 
     /// The store.
-    pub fn store(&self) -> &Store {
+    pub(crate) fn store(&self) -> &Store {
         &self.store
     }
 
@@ -116,11 +124,12 @@ impl Registry {
     ///
     /// # Errors
     /// 400, 403, 404, 409, 422 as the real server.
-    pub async fn create(&self, target: &Target<'_>, mut object: Value) -> Result<Written, Status> {
+    pub(crate) async fn create(&self, target: &Target<'_>, mut object: Value) -> Result<Written, Status> {
         let row = target.row;
         row.strategy.to_storage(&mut object);
         row.strategy.default(&mut object);
         metadata::name(target, &mut object)?;
+        metadata::no_version(target, &object)?;
         let name = object::name(&object).to_owned();
         let target = &Target {
             name: &name,
@@ -187,7 +196,7 @@ impl Registry {
     ///
     /// # Errors
     /// When the store takes nothing any more.
-    pub async fn ensure(&self, row: &'static Row, mut object: Value) -> Result<(), Status> {
+    pub(crate) async fn ensure(&self, row: &'static Row, mut object: Value) -> Result<(), Status> {
         let namespace = object::namespace(&object).to_owned();
         let name = object::name(&object).to_owned();
         let key = Key::new(row.storage, &namespace, &name);
@@ -215,7 +224,7 @@ impl Registry {
     ///
     /// # Errors
     /// 400, 403, 404, 409, 422 as the real server.
-    pub fn change<'a>(
+    pub(crate) fn change<'a>(
         &'a self,
         target: &'a Target<'_>,
         part: Part,
@@ -228,7 +237,7 @@ impl Registry {
                 let current = current.value();
                 let object = incoming(&current)?;
                 let insists = metadata::precondition(target, &object, &current, version)?;
-                match self.replace(target, part, object, &current, version).await {
+                match self.replace(target, part, object, (&current, version)).await {
                     Err(Replace::Raced) if !insists => {}
                     Err(Replace::Raced) => return Err(target.conflict(metadata::MODIFIED)),
                     Err(Replace::Refused(status)) => return Err(status),
@@ -244,8 +253,7 @@ impl Registry {
         target: &Target<'_>,
         part: Part,
         object: Value,
-        current: &Value,
-        version: u64,
+        (current, version): (&Value, u64),
     ) -> Result<Written, Replace> {
         let (mut object, warnings) = self.judge(target, part, object, current)?;
         let held = if target.row.storage == "services" && part == Part::Main {
@@ -301,7 +309,7 @@ impl Registry {
         }
         let mut request = request(target, Operation::Update, Some(&mut object), Some(current));
         let mut warnings = self.admission.mutate(&mut request)?;
-        metadata::count_generation(target.row, part, &mut object, current);
+        metadata::count_generation(target, part, &mut object, current);
         metadata::validate_update(target, &object, current, &mut errors);
         match part {
             Part::Status => strategy.validate_status(&object, current, &mut errors),

@@ -21,15 +21,14 @@ use std::fmt;
 use serde::de::{self, Deserializer, IgnoredAny, MapAccess, Visitor};
 use serde_json::Value;
 
-pub use self::openapi::{openapi_document, openapi_document_gzip, openapi_index};
+pub(crate) use self::openapi::{openapi_document, openapi_document_gzip, openapi_index};
 pub(crate) use self::protobuf::MAGIC as PROTOBUF_MAGIC;
-pub(crate) use self::scalar::canonical_quantity;
-pub(crate) use self::types::{Field, Shape, Type, find};
+pub(crate) use self::types::{Shape, Type, find};
 use crate::status::Status;
 
 /// A body that fits its type.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Decoded {
+pub(crate) struct Decoded {
     /// The object as Go would write it, without its unknown fields and without what Go leaves out where it is empty.
     pub object: Value,
     /// What strict decoding finds: `unknown field "spec.foo"`, `duplicate field "spec.x"`; at most 100.
@@ -58,7 +57,7 @@ fn unknown_kind(api_version: &str, kind: &str) -> Status {
 ///
 /// 400 for what is neither, nested deeper than [`walk::MAX_DEPTH`], of an unknown kind, or has a value of a wrong type; the field is
 /// named.
-pub fn decode(bytes: &[u8], api_version: &str, kind: &str) -> Result<Decoded, Status> {
+pub(crate) fn decode(bytes: &[u8], api_version: &str, kind: &str) -> Result<Decoded, Status> {
     let of = find(api_version, kind).ok_or_else(|| unknown_kind(api_version, kind))?;
     if let Some(envelope) = bytes.strip_prefix(PROTOBUF_MAGIC) {
         let object = protobuf::open(envelope).and_then(|opened| protobuf::value(opened.object, of));
@@ -78,7 +77,7 @@ pub fn decode(bytes: &[u8], api_version: &str, kind: &str) -> Result<Decoded, St
 /// # Errors
 ///
 /// As [`decode`].
-pub fn conform(object: Value, api_version: &str, kind: &str) -> Result<Decoded, Status> {
+pub(crate) fn conform(object: Value, api_version: &str, kind: &str) -> Result<Decoded, Status> {
     let of = find(api_version, kind).ok_or_else(|| unknown_kind(api_version, kind))?;
     walk::walk(object, of).map_err(|why| unfit(api_version, kind, &why))
 }
@@ -96,7 +95,7 @@ pub(crate) fn complete(object: &mut Value, api_version: &str, kind: &str) {
 /// # Errors
 ///
 /// 400 for what is neither a JSON object nor an object in protobuf, and where one of the two is no text.
-pub fn identity(bytes: &[u8]) -> Result<(String, String), Status> {
+pub(crate) fn identity(bytes: &[u8]) -> Result<(String, String), Status> {
     if let Some(envelope) = bytes.strip_prefix(PROTOBUF_MAGIC) {
         let opened = protobuf::open(envelope)
             .map_err(|why| Status::bad_request(format!("couldn't get version/kind; proto parse error: {why}")))?;
@@ -142,7 +141,7 @@ impl<'de> Visitor<'de> for IdentityVisitor {
 }
 
 /// 400 for the faults of strict decoding, in the real server's words.
-pub fn strict_error(kind: &str, api_version: &str, faults: &[String]) -> Status {
+pub(crate) fn strict_error(kind: &str, api_version: &str, faults: &[String]) -> Status {
     unfit(
         api_version,
         kind,

@@ -116,6 +116,7 @@ pub async fn build(config: Config) -> Result<Server, BuildError> {
     let auth = Auth::new(store.clone(), auth).map_err(BuildError::Accounts)?;
     let (network, bits) = config.service_range;
     let ranges = Ranges::parse(&format!("{network}/{bits}")).map_err(BuildError::Ranges)?;
+    let service = ranges.first().to_string();
     let registry = Registry::new(store.clone(), auth.admission(), ranges);
     let bind = |source| BuildError::Bind {
         address: config.listen,
@@ -123,8 +124,11 @@ pub async fn build(config: Config) -> Result<Server, BuildError> {
     };
     let listener = TcpListener::bind(config.listen).await.map_err(bind)?;
     let address = listener.local_addr().map_err(bind)?;
-    make_objects(&registry, &config, &pki, address).await?;
-    let tls = pki.tls(&names(&config))?;
+    make_objects(&registry, &pki).await?;
+    for (plural, object) in own_service(&config, address, &service) {
+        made(&format!("{plural} kubernetes"), keep(&registry, plural, object).await)?;
+    }
+    let tls = pki.tls(&names(&config, service))?;
     let client = pki.client("kube-apiserver-kubelet-client", &["system:masters"])?;
     let kubelets = Kubelets::new(
         store.clone(),
@@ -177,9 +181,7 @@ async fn commit(committer: Committer) -> &'static str {
 }
 
 /// What the serving certificate is for.
-fn names(config: &Config) -> Vec<String> {
-    let (network, _) = config.service_range;
-    let service = Ipv4Addr::from(u32::from(network) + 1).to_string();
+fn names(config: &Config, service: String) -> Vec<String> {
     let fixed = [
         "kubernetes",
         "kubernetes.default",
@@ -218,13 +220,14 @@ fn architecture() -> &'static str {
     }
 }
 
-async fn make_objects(registry: &Registry, config: &Config, pki: &Pki, address: SocketAddr) -> Result<(), BuildError> {
-    let made = |what: &str, result: Result<(), Status>| {
-        result.map_err(|source| BuildError::Bootstrap {
-            what: what.into(),
-            source: Box::new(source),
-        })
-    };
+fn made(what: &str, result: Result<(), Status>) -> Result<(), BuildError> {
+    result.map_err(|source| BuildError::Bootstrap {
+        what: what.into(),
+        source: Box::new(source),
+    })
+}
+
+async fn make_objects(registry: &Registry, pki: &Pki) -> Result<(), BuildError> {
     for (group, plural, object) in bootstrap::objects() {
         let what = format!("{plural} {}", object::name(&object));
         let version = object::text(&object, "/apiVersion")
@@ -247,18 +250,11 @@ async fn make_objects(registry: &Registry, config: &Config, pki: &Pki, address: 
     made(
         "ConfigMap extension-apiserver-authentication",
         keep(registry, "configmaps", authentication).await,
-    )?;
-    for (plural, object) in own_service(config, address) {
-        let what = format!("{plural} kubernetes");
-        made(&what, keep(registry, plural, object).await)?;
-    }
-    Ok(())
+    )
 }
 
-/// The `kubernetes` Service and where it leads.
-fn own_service(config: &Config, address: SocketAddr) -> [(&'static str, Value); 2] {
-    let (network, _) = config.service_range;
-    let service = Ipv4Addr::from(u32::from(network) + 1).to_string();
+/// The `kubernetes` Service at its address, and where it leads.
+fn own_service(config: &Config, address: SocketAddr, service: &str) -> [(&'static str, Value); 2] {
     let labels = json!({"component": "apiserver", "provider": "kubernetes"});
     let named = config.names.iter().find(|name| name.parse::<Ipv4Addr>().is_ok());
     let endpoint = if address.ip().is_unspecified() {

@@ -63,36 +63,38 @@ impl Status {
         }
     }
 
-    fn about(code: u16, reason: &'static str, message: String, group: &str, kind: &str, name: &str) -> Self {
-        let details = Details {
+    /// A refusal whose details are there and say nothing.
+    fn bare(code: u16, reason: &'static str, message: impl Into<String>) -> Self {
+        let mut status = Self::new(code, reason, message);
+        status.details = Some(Box::default());
+        status
+    }
+
+    fn about(mut self, group: &str, kind: &str, name: &str) -> Self {
+        self.details = Some(Box::new(Details {
             name: name.into(),
             group: group.into(),
             kind: kind.into(),
             ..Details::default()
-        };
-        Self {
-            code,
-            reason,
-            message,
-            details: Some(Box::new(details)),
-        }
+        }));
+        self
     }
 
     /// 404 for an object of `resource` (plural).
     pub fn not_found(group: &str, resource: &str, name: &str) -> Self {
         let message = format!("{} {name:?} not found", qualified(group, resource));
-        Self::about(404, "NotFound", message, group, resource, name)
+        Self::new(404, "NotFound", message).about(group, resource, name)
     }
 
     /// 404 for a path that is not served.
     pub fn no_such_path() -> Self {
-        Self::new(404, "NotFound", "the server could not find the requested resource")
+        Self::bare(404, "NotFound", "the server could not find the requested resource")
     }
 
     /// 409 on creation.
     pub fn already_exists(group: &str, resource: &str, name: &str) -> Self {
         let message = format!("{} {name:?} already exists", qualified(group, resource));
-        Self::about(409, "AlreadyExists", message, group, resource, name)
+        Self::new(409, "AlreadyExists", message).about(group, resource, name)
     }
 
     /// 409 on update.
@@ -101,7 +103,7 @@ impl Status {
             "Operation cannot be fulfilled on {} {name:?}: {why}",
             qualified(group, resource)
         );
-        Self::about(409, "Conflict", message, group, resource, name)
+        Self::new(409, "Conflict", message).about(group, resource, name)
     }
 
     /// 403 with the real server's words.
@@ -111,7 +113,7 @@ impl Status {
         } else {
             format!("{} {name:?} is forbidden: {why}", qualified(group, resource))
         };
-        Self::about(403, "Forbidden", message, group, resource, name)
+        Self::new(403, "Forbidden", message).about(group, resource, name)
     }
 
     /// 422 with every fault.
@@ -126,7 +128,7 @@ impl Status {
             many => format!("[{}]", many.join(", ")),
         };
         let message = format!("{} {name:?} is invalid: {text}", qualified(group, kind));
-        let mut status = Self::about(422, "Invalid", message, group, kind, name);
+        let mut status = Self::new(422, "Invalid", message).about(group, kind, name);
         if let Some(details) = &mut status.details {
             details.causes = errors.list;
         }
@@ -150,14 +152,19 @@ impl Status {
 
     /// 405.
     pub fn method_not_allowed() -> Self {
-        Self::new(
+        Self::bare(
             405,
             "MethodNotAllowed",
             "the server does not allow this method on the requested resource",
         )
     }
 
-    /// 406, 415, … have no details.
+    /// 406.
+    pub fn not_acceptable(message: impl Into<String>) -> Self {
+        Self::bare(406, "NotAcceptable", message)
+    }
+
+    /// 415.
     pub fn unsupported_media_type(message: impl Into<String>) -> Self {
         Self::new(415, "UnsupportedMediaType", message)
     }
@@ -314,6 +321,15 @@ impl Errors {
         );
     }
 
+    /// The same, with why it may not be.
+    pub fn duplicate_because(&mut self, field: impl Into<String>, value: &Value, detail: &str) {
+        self.add(
+            "FieldValueDuplicate",
+            field,
+            format!("Duplicate value: {}: {detail}", show(value)),
+        );
+    }
+
     /// The field must not be set, or not so.
     pub fn forbidden(&mut self, field: impl Into<String>, detail: &str) {
         self.add("FieldValueForbidden", field, format!("Forbidden: {detail}"));
@@ -330,6 +346,15 @@ impl Errors {
             "FieldValueTooLong",
             field,
             format!("Too long: may not be more than {limit} bytes"),
+        );
+    }
+
+    /// What it names is nowhere, and where it should be.
+    pub fn not_found_because(&mut self, field: impl Into<String>, value: &Value, detail: &str) {
+        self.add(
+            "FieldValueNotFound",
+            field,
+            format!("Not found: {}: {detail}", show(value)),
         );
     }
 

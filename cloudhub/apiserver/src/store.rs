@@ -24,9 +24,9 @@ use crate::kinds;
 use crate::object;
 
 /// Changes that a watch may be behind.
-const LOG_EVENTS: usize = 16_384;
-/// Bytes of objects that the log may hold on to.
-const LOG_BYTES: usize = 32 << 20;
+const LOG_EVENTS: usize = 8192;
+/// Bytes of objects that the log may hold on to: a few thousand changed pods. It counts in the hub's budget of 60 MB.
+const LOG_BYTES: usize = 8 << 20;
 /// Changes that may be staged at once; more wait for their turn outside.
 const STAGED: usize = 1024;
 const VERSION_KEY: &str = "version";

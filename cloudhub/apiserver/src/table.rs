@@ -31,7 +31,8 @@ impl IncludeObject {
             "" | "Metadata" => Ok(Self::Metadata),
             "Object" => Ok(Self::Object),
             _ => Err(Status::bad_request(format!(
-                "unrecognized includeObject value: {text:?}"
+                "Unable to convert to Table as requested: includeObject: Invalid value: {text:?}: must be 'Metadata', 'Object', \
+                 'None', or empty"
             ))),
         }
     }
@@ -154,11 +155,7 @@ pub(crate) fn render(
             json!({"cells": cells, "object": included(object, include)})
         })
         .collect();
-    let definitions: Vec<Value> = if headers {
-        places.iter().map(Place::definition).collect()
-    } else {
-        Vec::new()
-    };
+    let definitions: Option<Vec<Value>> = headers.then(|| places.iter().map(Place::definition).collect());
     json!({
         "kind": "Table",
         "apiVersion": "meta.k8s.io/v1",
@@ -166,6 +163,11 @@ pub(crate) fn render(
         "columnDefinitions": definitions,
         "rows": rows,
     })
+}
+
+/// The cells of one object.
+pub(crate) fn cells_of(row: &Row, object: &Value) -> Vec<Value> {
+    cells(row, &layout(row), object, object::now())
 }
 
 fn cells(row: &Row, places: &[Place], object: &Value, now: OffsetDateTime) -> Vec<Value> {
@@ -180,17 +182,17 @@ fn cells(row: &Row, places: &[Place], object: &Value, now: OffsetDateTime) -> Ve
     places.iter().map(cell).collect()
 }
 
-fn included(mut object: Value, include: IncludeObject) -> Value {
+fn included(object: Value, include: IncludeObject) -> Value {
     match include {
         IncludeObject::None => Value::Null,
-        IncludeObject::Metadata => partial(&mut object),
+        IncludeObject::Metadata => partial(object),
         IncludeObject::Object => object,
     }
 }
 
 /// The `PartialObjectMetadata` of an object.
-pub(crate) fn partial(object: &mut Value) -> Value {
-    let metadata = object.get_mut("metadata").map(Value::take).unwrap_or_default();
+pub(crate) fn partial(mut object: Value) -> Value {
+    let metadata = object["metadata"].take();
     json!({"kind": "PartialObjectMetadata", "apiVersion": "meta.k8s.io/v1", "metadata": metadata})
 }
 
@@ -316,7 +318,7 @@ mod tests {
             table["metadata"],
             json!({"resourceVersion": "7", "continue": "next", "remainingItemCount": 3})
         );
-        assert_eq!(table["columnDefinitions"], json!([]));
+        assert_eq!(table["columnDefinitions"], json!(null));
         assert_eq!(table["rows"][0]["cells"], json!(["a", 1, "<unknown>"]));
         assert_eq!(table["rows"][0]["object"], object);
         assert!(IncludeObject::parse("All").is_err());

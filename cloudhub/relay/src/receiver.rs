@@ -52,8 +52,9 @@ impl Cursor {
     }
 
     fn join(&mut self) {
-        while self.beyond.remove(&(self.low + 1)) {
-            self.low += 1;
+        // A peer may have said that everything is done, up to the last number there is.
+        while let Some(next) = self.low.checked_add(1).filter(|next| self.beyond.remove(next)) {
+            self.low = next;
         }
     }
 }
@@ -139,7 +140,7 @@ impl Receiver {
             self.ack_due = true;
             return Vec::new();
         }
-        if seq > self.received.low + WINDOW || !self.store(now, frame) {
+        if seq - self.received.low > WINDOW || !self.store(now, frame) {
             return Vec::new();
         }
         let Some((item, in_time)) = self.complete(now, seq) else {
@@ -314,6 +315,30 @@ mod tests {
             let limit = receiver.row.budget + wire::MAX_ITEM + 128 * 1024;
             assert!(receiver.kept + receiver.owed <= limit, "{class:?}");
             assert!(receiver.partial.len() + receiver.early.len() <= receiver.row.budget / OVERHEAD);
+        }
+    }
+
+    #[test]
+    fn numbers_up_to_the_last_one_overflow_nothing() {
+        for class in [ClassId::COMMAND, ClassId::TELEMETRY, ClassId::EVENT] {
+            let mut receiver = receiver(class);
+            for (seq, floor) in [
+                (1, u64::MAX),
+                (u64::MAX, u64::MAX),
+                (u64::MAX, 0),
+                (7, 1),
+                (u64::MAX - 1, 1),
+            ] {
+                receiver.handle(
+                    Now::default(),
+                    Frame {
+                        floor,
+                        ..frame(seq, b"x")
+                    },
+                );
+                receiver.commit(seq);
+                receiver.poll();
+            }
         }
     }
 

@@ -2,14 +2,14 @@
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use http::Method;
 use serde_json::json;
+use tokio::task::JoinSet;
 use tokio::time::Instant;
 
-use super::node::{condition, departed};
-use super::{Writer, diff, parse_timestamp};
+use super::{Writer, diff, node};
 use crate::kube_api::{As, Send};
 use crate::registry::{EDGE_LABEL, Pod};
 use crate::reports::Departure;
@@ -18,29 +18,41 @@ use crate::reports::Departure;
 const FAILOVER_LABEL: &str = "kedge.dev/failover";
 /// Looks again though nothing changed: a record of a join is not part of the registry.
 const LOOK: Duration = Duration::from_secs(1);
+/// Absent nodes are looked for this often; each costs a read of its lease while the API says that it is connected.
+const ABSENT_LOOK: Duration = Duration::from_secs(5);
 /// A write that failed, or whose effect has not come back yet, is not repeated sooner.
 const PAUSE: Duration = Duration::from_secs(2);
 
-/// A robot whose last word to an earlier hub was that it is connected has so long to come back to this one: edges try again
-/// after 5 s at most.
-const RETURN: Duration = Duration::from_secs(30);
-
 pub(super) async fn run(writer: Writer) {
     let mut changed = writer.registry.changed();
-    let started = Instant::now();
     let mut tried: HashMap<String, Instant> = HashMap::new();
+    let (mut departures, mut looked_at) = (JoinSet::new(), Instant::now());
     loop {
         tried.retain(|_, at| at.elapsed() < PAUSE);
         if writer.registry.is_synced() {
             restore_nodes(&writer, &mut tried).await;
             make_patient(&writer, &mut tried).await;
-            if started.elapsed() > RETURN {
-                notice_absent(&writer, &mut tried).await;
+            if looked_at.elapsed() > ABSENT_LOOK && departures.is_empty() {
+                looked_at = Instant::now();
+                departures.spawn(tell_unseen_departures(writer.clone()));
             }
+            while departures.try_join_next().is_some() {}
         }
         tokio::select! {
             _ = changed.changed() => {}
             () = tokio::time::sleep(LOOK) => {}
+        }
+    }
+}
+
+/// Nodes that went away while no hub was there to see it. What the session of a node that is there says comes first.
+async fn tell_unseen_departures(writer: Writer) {
+    for (node, record) in writer.identity.nodes().all() {
+        if record.revoked {
+            continue;
+        }
+        if let Some(seen) = node::unseen_departure(&writer, &node).await {
+            node::departed(&writer, &node, &Departure::LinkLost, seen).await;
         }
     }
 }
@@ -76,27 +88,6 @@ async fn restore_nodes(writer: &Writer, tried: &mut HashMap<String, Instant>) {
             Ok(_) => tracing::info!(node, "created the Node"),
             Err(error) if error.code() == Some(409) => {}
             Err(error) => tracing::warn!(node, %error, "could not create the Node; trying again"),
-        }
-    }
-}
-
-/// A robot that went while no hub was there to see it.
-async fn notice_absent(writer: &Writer, tried: &mut HashMap<String, Instant>) {
-    for (name, _) in writer.identity.nodes().all() {
-        let Some(node) = writer.registry.node(&name) else {
-            continue;
-        };
-        let connected = condition(&node.object, "EdgeConnected");
-        let claims = connected["status"] == "True" && !writer.lock().contains_key(&name);
-        if claims && first_try(tried, format!("absent {name}")) {
-            let last = connected["lastHeartbeatTime"].as_str().and_then(parse_timestamp);
-            departed(
-                writer,
-                &name,
-                &Departure::LinkLost,
-                last.unwrap_or_else(SystemTime::now),
-            )
-            .await;
         }
     }
 }

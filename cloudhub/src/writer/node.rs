@@ -16,6 +16,10 @@ use crate::reports::{Departure, PodRef};
 
 /// kubelet renews its lease as often (nodeLeaseDurationSeconds 40).
 const LEASE: Duration = Duration::from_secs(10);
+/// A node that nobody renewed the lease of for so long has no session with any hub.
+const LEASE_STALE: Duration = Duration::from_secs(25);
+/// Annotation of a Node: the agent's process that the hub spoke with last.
+const AGENT_ANNOTATION: &str = "kedge.dev/agent";
 /// After a write that failed.
 pub const RETRY: Duration = Duration::from_secs(1);
 /// How often it is tried to write that a node is away: an API that restarts is back by then.
@@ -32,6 +36,8 @@ struct Write {
 
 /// Pod statuses of one node that are written at once; NodeRestriction reads the pod for each.
 const PODS_AT_ONCE: usize = 8;
+/// How the edge's condition Ready begins when its container runtime does not answer.
+const RUNTIME_DOWN: &str = "container runtime is down";
 
 type Written = HashMap<String, Write>;
 
@@ -42,7 +48,12 @@ struct Task {
     epoch: u64,
     written: Written,
     lease_at: Instant,
-    announced: bool,
+    /// Why the node is back, judged once by what the API said of it before this session.
+    connected: Option<Value>,
+    /// An event says so, still to be made.
+    announce: bool,
+    /// Whether the node's container runtime was down when it reported last.
+    runtime_down: bool,
 }
 
 /// Runs until the session with `epoch` is over.
@@ -64,7 +75,9 @@ pub(super) async fn run(writer: Writer, node: String, epoch: u64) {
         epoch,
         written: HashMap::new(),
         lease_at,
-        announced: false,
+        connected: None,
+        announce: false,
+        runtime_down: false,
     };
     while task.is_live() {
         let done = task.step().await;
@@ -151,20 +164,34 @@ impl Task {
         let Some(node) = self.writer.registry.node(&self.node) else {
             return Ok(());
         };
-        self.write_metadata(&report, &node.object).await?;
         let mut status = report["status"].clone();
-        if let Some((host, port)) = self.writer.kubelet.of(&self.node).await {
-            status["addresses"] = json!([{"type": "InternalIP", "address": host}]);
-            status["daemonEndpoints"] = json!({"kubeletEndpoint": {"Port": port}});
+        let connected = match self.connected.clone() {
+            Some(connected) => connected,
+            None => {
+                let (boot, agent) = self.peer();
+                let (connected, news) = came_back(&node.object, &boot, &agent);
+                self.announce = news;
+                self.connected.insert(connected).clone()
+            }
+        };
+        let down = runtime_down(&status);
+        let told = std::mem::replace(&mut self.runtime_down, down.is_some());
+        let shown = down.clone().unwrap_or_else(|| connected.clone());
+        complete(&mut status, self.writer.kubelet.of(&self.node).await, &shown);
+        if self.is_due("node", &status, (&node.object["status"], node.version)) {
+            self.write_status(status, &node.object).await?;
         }
-        let connected = self.connected(&node.object);
-        if let Some(conditions) = status["conditions"].as_array_mut() {
-            conditions.push(connected.clone());
+        let came_back = std::mem::take(&mut self.announce).then_some(connected);
+        for condition in came_back.into_iter().chain(down.filter(|_| !told)) {
+            let text = |field: &str| condition[field].as_str().unwrap_or_default();
+            announce(&self.writer, &self.node, text("reason"), text("message")).await;
         }
-        if !self.is_due("node", &status, (&node.object["status"], node.version)) {
-            return Ok(());
-        }
-        stamp(&mut status, &node.object["status"]);
+        // After the status: by what the annotation said before, it is known whether the agent is another one.
+        self.write_metadata(&report, &node.object).await
+    }
+
+    async fn write_status(&mut self, mut status: Value, node: &Value) -> Result<(), ApiError> {
+        stamp(&mut status, &node["status"]);
         let path = format!("/api/v1/nodes/{}/status", self.node);
         let patch = json!({"status": status});
         let result = self
@@ -173,25 +200,20 @@ impl Task {
             .call(As::Node(&self.node), Method::PATCH, &path, Send::Strategic(&patch))
             .await?;
         self.wrote("node", &result["status"]);
-        let before = condition(&node.object, "EdgeConnected");
-        let news = before["status"] != "True" || before["reason"] != connected["reason"];
-        if news && !std::mem::replace(&mut self.announced, true) {
-            let reason = connected["reason"].as_str().unwrap_or_default();
-            announce(
-                &self.writer,
-                &self.node,
-                reason,
-                connected["message"].as_str().unwrap_or_default(),
-            )
-            .await;
-        }
         Ok(())
     }
 
-    /// Labels and annotations that the edge knows best.
+    /// Labels and annotations that the edge knows best, and which process of its agent this is.
     async fn write_metadata(&mut self, report: &Value, node: &Value) -> Result<(), ApiError> {
-        let metadata =
-            json!({"labels": report["metadata"]["labels"], "annotations": report["metadata"]["annotations"]});
+        let mut annotations = report["metadata"]["annotations"].clone();
+        let (_, agent) = self.peer();
+        if !annotations.is_object() {
+            annotations = json!({});
+        }
+        if !agent.is_empty() {
+            annotations[AGENT_ANNOTATION] = agent.into();
+        }
+        let metadata = json!({"labels": report["metadata"]["labels"], "annotations": annotations});
         if diff::says(&node["metadata"], &metadata) {
             return Ok(());
         }
@@ -210,30 +232,12 @@ impl Task {
         Ok(())
     }
 
-    /// The condition EdgeConnected of a live session: why it is back, by what the API says of its last absence.
-    fn connected(&self, node: &Value) -> Value {
-        let before = condition(node, "EdgeConnected");
-        let boot = self
-            .writer
-            .lock()
-            .get(&self.node)
-            .map(|live| live.info.boot_id.clone())
-            .unwrap_or_default();
-        let known = node["status"]["nodeInfo"]["bootID"].as_str().unwrap_or_default();
-        let was_away = before["status"] == "False";
-        let (reason, message) = if before["status"] == "True" && (known.is_empty() || known == boot) {
-            (
-                before["reason"].as_str().unwrap_or("Connected"),
-                before["message"].as_str().unwrap_or_default(),
-            )
-        } else if !known.is_empty() && known != boot {
-            ("PowerLost", "the machine was started again")
-        } else if was_away && before["reason"] == "AgentStopped" {
-            ("AgentRestarted", "the agent was started again")
-        } else {
-            ("Connected", "the session answers")
-        };
-        json!({"type": "EdgeConnected", "status": "True", "reason": reason, "message": message})
+    /// Boot id and process of the node's agent in this session.
+    fn peer(&self) -> (String, String) {
+        let live = self.writer.lock();
+        live.get(&self.node)
+            .map(|live| (live.info.boot_id.clone(), live.info.agent.clone()))
+            .unwrap_or_default()
     }
 
     /// Writes what is due, a few pods at once: one after the other, the last of twenty would wait for nineteen round trips.
@@ -319,11 +323,82 @@ async fn write_pod(writer: &Writer, node: &str, pod: &PodRef, status: &Value) ->
     }
 }
 
-pub(super) fn condition<'a>(node: &'a Value, kind: &str) -> &'a Value {
-    let conditions = node["status"]["conditions"].as_array();
+fn condition<'a>(node: &'a Value, kind: &str) -> &'a Value {
+    condition_in(&node["status"], kind)
+}
+
+fn condition_in<'a>(status: &'a Value, kind: &str) -> &'a Value {
+    let conditions = status["conditions"].as_array();
     conditions
         .and_then(|all| all.iter().find(|c| c["type"] == kind))
         .unwrap_or(&Value::Null)
+}
+
+/// EdgeConnected of a node that reports and whose container runtime is down: nothing can be done there, as if it were away.
+fn runtime_down(report: &Value) -> Option<Value> {
+    let ready = condition_in(report, "Ready")["message"].as_str()?;
+    ready
+        .starts_with(RUNTIME_DOWN)
+        .then(|| json!({"type": "EdgeConnected", "status": "False", "reason": "RuntimeDown", "message": ready}))
+}
+
+/// EdgeConnected of a session with this boot and agent, after what `node` said before it; and whether that is news: the agent
+/// may have been started again twice, which is the same condition and two events.
+fn came_back(node: &Value, boot: &str, agent: &str) -> (Value, bool) {
+    let before = condition(node, "EdgeConnected");
+    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+    let differs = |known: &Value, now: &str| {
+        known
+            .as_str()
+            .is_some_and(|k| !k.is_empty() && !now.is_empty() && k != now)
+    };
+    let since = match before["status"].as_str() {
+        Some("False") => format!("; it was away since {}", text(&before["lastTransitionTime"])),
+        _ => String::new(),
+    };
+    let (reason, message, news) = if differs(&node["status"]["nodeInfo"]["bootID"], boot) {
+        (
+            "PowerLost".to_owned(),
+            format!("the machine was started again{since}"),
+            true,
+        )
+    } else if differs(&node["metadata"]["annotations"][AGENT_ANNOTATION], agent) {
+        (
+            "AgentRestarted".to_owned(),
+            format!("the agent was started again{since}"),
+            true,
+        )
+    } else if before["status"] == "True" {
+        (text(&before["reason"]), text(&before["message"]), false)
+    } else {
+        ("Connected".to_owned(), format!("the session answers{since}"), true)
+    };
+    let condition = json!({"type": "EdgeConnected", "status": "True", "reason": reason, "message": message});
+    (condition, news)
+}
+
+/// Adds what the hub knows of a node: how its kubelet API is reached, and that it is connected.
+fn complete(status: &mut Value, kubelet: Option<(String, u16)>, connected: &Value) {
+    if let Some((host, port)) = kubelet {
+        status["addresses"] = json!([{"type": "InternalIP", "address": host}]);
+        status["daemonEndpoints"] = json!({"kubeletEndpoint": {"Port": port}});
+    }
+    if let Some(conditions) = status["conditions"].as_array_mut() {
+        conditions.push(connected.clone());
+    }
+}
+
+/// For `tests/fuzz`: what is made of a node's report before it is written.
+#[doc(hidden)]
+pub fn fuzz(report: &Value, actual: &Value) -> Value {
+    let mut status = report["status"].clone();
+    complete(
+        &mut status,
+        Some(("hub".into(), 10300)),
+        &json!({"type": "EdgeConnected", "status": "True"}),
+    );
+    stamp(&mut status, actual);
+    status
 }
 
 /// Gives conditions their times: when looked at, and when changed.
@@ -353,8 +428,16 @@ pub(super) async fn departed(writer: &Writer, node: &str, why: &Departure, at: S
         Departure::Replaced | Departure::HubStopping => return,
     };
     let time = timestamp(at);
+    // A session that was over before it was told of does not make the absence shorter.
+    let known = writer
+        .registry
+        .node(node)
+        .map(|n| condition(&n.object, "EdgeConnected").clone());
+    let since = known
+        .filter(|c| c["status"] == "False")
+        .map(|c| c["lastTransitionTime"].clone());
     let condition = json!({"type": "EdgeConnected", "status": "False", "reason": reason, "message": message,
-                           "lastHeartbeatTime": time, "lastTransitionTime": time});
+                           "lastHeartbeatTime": time, "lastTransitionTime": since.unwrap_or_else(|| time.clone().into())});
     let path = format!("/api/v1/nodes/{node}/status");
     let patch = json!({"status": {"conditions": [condition]}});
     for _ in 0..DEPARTED_TRIES {
@@ -374,6 +457,22 @@ pub(super) async fn departed(writer: &Writer, node: &str, why: &Departure, at: S
     announce(writer, node, reason, &message).await;
 }
 
+/// Whether the API says that the node is connected although no hub has its session: it went away while no hub was there to see
+/// it. Gives when it was last seen.
+pub(super) async fn unseen_departure(writer: &Writer, node: &str) -> Option<SystemTime> {
+    let object = writer.registry.node(node)?.object;
+    if condition(&object, "EdgeConnected")["status"] != "True" || writer.lock().contains_key(node) {
+        return None;
+    }
+    let path = format!("/apis/coordination.k8s.io/v1/namespaces/kube-node-lease/leases/{node}");
+    let lease = writer.api.get(As::Node(node), &path).await.ok()?;
+    let renewed = lease["spec"]["renewTime"].as_str()?;
+    let format = &time::format_description::well_known::Rfc3339;
+    let renewed = SystemTime::from(time::OffsetDateTime::parse(renewed, format).ok()?);
+    let stale = renewed.elapsed().is_ok_and(|age| age > LEASE_STALE);
+    (stale && !writer.lock().contains_key(node)).then_some(renewed)
+}
+
 async fn announce(writer: &Writer, node: &str, reason: &str, message: &str) {
     let now = SystemTime::now();
     let kind = if reason == "Connected" { "Normal" } else { "Warning" };
@@ -390,5 +489,36 @@ async fn announce(writer: &Writer, node: &str, reason: &str, message: &str) {
         .await
     {
         tracing::warn!(node, reason, %error, "could not create an event");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn node(status: &str, reason: &str) -> Value {
+        json!({"metadata": {"annotations": {AGENT_ANNOTATION: "a1"}}, "status": {"nodeInfo": {"bootID": "b1"}, "conditions": [
+            {"type": "EdgeConnected", "status": status, "reason": reason, "message": "m", "lastTransitionTime": "T"}]}})
+    }
+
+    #[test]
+    fn why_a_node_is_back_follows_from_its_boot_and_its_process() {
+        let reason = |node: &Value, boot, agent| came_back(node, boot, agent).0["reason"].clone();
+        let away = node("False", "LinkLost");
+        assert_eq!(reason(&away, "b1", "a1"), "Connected");
+        assert_eq!(reason(&away, "b1", "a2"), "AgentRestarted");
+        assert_eq!(reason(&away, "b2", "a2"), "PowerLost");
+        let there = node("True", "PowerLost");
+        assert_eq!(reason(&there, "b1", "a1"), "PowerLost", "a new session changes nothing");
+        assert_eq!(reason(&there, "b1", "a2"), "AgentRestarted");
+        assert_eq!(reason(&json!({}), "b1", "a1"), "Connected");
+        assert_eq!(
+            came_back(&away, "b1", "a1").0["message"],
+            "the session answers; it was away since T"
+        );
+        assert_eq!(came_back(&there, "b1", "a1").0["message"], "m");
+        let again = node("True", "AgentRestarted");
+        assert!(came_back(&again, "b1", "a2").1, "twice in one second is two events");
+        assert!(!came_back(&again, "b1", "a1").1);
     }
 }

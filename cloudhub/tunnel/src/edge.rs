@@ -71,6 +71,8 @@ pub struct EdgeConfig {
     pub epochs: Arc<dyn EpochSource>,
     /// The machine's boot id.
     pub boot_id: String,
+    /// This process: random, made at its start.
+    pub agent: String,
     /// Tried in turn; empty = one that follows the routes.
     pub uplinks: Vec<Uplink>,
     /// Time that has passed for sure; raised by each Welcome.
@@ -313,6 +315,7 @@ impl State {
             incarnation: self.config.incarnation.to_vec(),
             epoch,
             boot_id: self.config.boot_id.clone(),
+            agent: self.config.agent.clone(),
             uplink: uplink.name.clone(),
             local_address: local.map(|local| local.to_string()).unwrap_or_default(),
         };
@@ -325,6 +328,7 @@ impl State {
             incarnation: self.config.incarnation,
             epoch,
             boot_id: self.config.boot_id.clone(),
+            agent: self.config.agent.clone(),
             uplink: uplink.name.clone(),
             remote,
             local_addr_of_peer: local,

@@ -46,6 +46,9 @@ pub(crate) struct Attach {
     /// Socket address of the uplink as the edge sees it; empty = unknown.
     #[prost(string, tag = "5")]
     pub(crate) local_address: String,
+    /// Random, made at the start of the edge's process; empty = unknown.
+    #[prost(string, tag = "6")]
+    pub(crate) agent: String,
 }
 
 /// The hub takes the session.
@@ -123,6 +126,7 @@ mod tests {
             boot_id: "b".to_owned(),
             uplink: "lte0".to_owned(),
             local_address: String::new(),
+            agent: String::new(),
         })
     }
 

@@ -429,7 +429,12 @@ async fn read_attach(connection: &Connection, node: &str) -> Result<(PeerInfo, (
     let Control::Attach(attach) = frame::read(&mut reader).await.map_err(|error| error.to_string())? else {
         return Err("the first frame is not Attach".to_owned());
     };
-    for (field, value) in [("boot_id", &attach.boot_id), ("uplink", &attach.uplink)] {
+    let names = [
+        ("boot_id", &attach.boot_id),
+        ("agent", &attach.agent),
+        ("uplink", &attach.uplink),
+    ];
+    for (field, value) in names {
         if value.len() > MAX_NAME {
             return Err(format!("{field} has more than {MAX_NAME} bytes"));
         }
@@ -443,6 +448,7 @@ async fn read_attach(connection: &Connection, node: &str) -> Result<(PeerInfo, (
             .map_err(|_| "incarnation must have 16 bytes".to_owned())?,
         epoch: attach.epoch,
         boot_id: attach.boot_id,
+        agent: attach.agent,
         uplink: attach.uplink,
         remote: connection.remote_address(),
         local_addr_of_peer: attach.local_address.parse().ok(),

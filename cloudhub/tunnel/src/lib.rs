@@ -22,6 +22,8 @@ pub mod attach;
 pub mod backoff;
 mod edge;
 mod frame;
+#[doc(hidden)]
+pub mod fuzzing;
 mod hub;
 mod keys;
 pub mod liveness;

@@ -117,6 +117,8 @@ pub struct PeerInfo {
     pub epoch: u64,
     /// The edge machine's boot id: a new one means that it was rebooted.
     pub boot_id: String,
+    /// The edge's process: another one means that the agent was started again; empty from an edge that does not say.
+    pub agent: String,
     /// Name of the uplink of the session's first path.
     pub uplink: String,
     /// Where the first path's datagrams come from, as this end sees it.

@@ -34,6 +34,7 @@ async fn both_ends_know_each_other() {
     assert_eq!(peer.epoch, 1);
     assert_eq!(peer.incarnation, [1; 16]);
     assert_eq!(peer.boot_id, "boot-1");
+    assert_eq!(peer.agent, "agent-1");
     assert_eq!(peer.uplink, "default");
     assert_eq!(peer.local_addr_of_peer.unwrap().ip().to_string(), "127.0.0.1");
     assert_eq!(at_edge.peer().remote, hub.local_addr());

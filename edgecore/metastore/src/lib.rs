@@ -15,6 +15,8 @@
 mod aside;
 mod batch;
 mod error;
+#[doc(hidden)]
+pub mod fuzzing;
 mod memory;
 mod record;
 mod store;

@@ -149,6 +149,16 @@ impl Recorder {
                 count: 1,
             };
             state.seen.insert(name.clone(), event);
+            if severity == Severity::Warning {
+                // Who stands beside the robot has no kubectl: its log says it too, once.
+                tracing::warn!(
+                    kind = about.kind,
+                    namespace = about.namespace,
+                    name = about.name,
+                    reason,
+                    message
+                );
+            }
         }
         state.pending.insert(name);
         drop(state);

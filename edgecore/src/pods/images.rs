@@ -203,7 +203,7 @@ struct Entry {
 }
 
 /// The credentials in the pod's imagePullSecrets that are for the image's registry, the most specific entry first.
-fn credentials(objects: &dyn Objects, pod: &Pod, image: &str) -> Vec<Auth> {
+pub(crate) fn credentials(objects: &dyn Objects, pod: &Pod, image: &str) -> Vec<Auth> {
     let mut found = Vec::new();
     for secret in &pod.spec.image_pull_secrets {
         let Ok(data) = objects::data(objects, Kind::Secret, &pod.metadata.namespace, &secret.name) else {

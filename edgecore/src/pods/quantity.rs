@@ -42,7 +42,7 @@ impl std::str::FromStr for Quantity {
         let bottom = denominator.saturating_mul(tens);
         // Rounds up, as Quantity does.
         Ok(Self {
-            milli: sign * ((top + bottom - 1) / bottom),
+            milli: sign * (top.saturating_add(bottom - 1) / bottom),
         })
     }
 }
@@ -89,7 +89,7 @@ impl Quantity {
     /// This over `divisor`, rounded up: what resourceFieldRef shows.
     pub fn divided_by(self, divisor: Self) -> i64 {
         let divisor = if divisor.milli <= 0 { 1000 } else { divisor.milli };
-        saturate((self.milli + divisor - 1).div_euclid(divisor))
+        saturate(self.milli.saturating_add(divisor - 1).div_euclid(divisor))
     }
 }
 

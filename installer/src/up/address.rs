@@ -17,7 +17,11 @@ fn note(layout: &Layout) -> PathBuf {
 fn ip(args: &[&str]) -> Result<String> {
     let done = Command::new("ip").args(args).output().context("run ip")?;
     if !done.status.success() {
-        bail!("ip {}: {}", args.join(" "), String::from_utf8_lossy(&done.stderr).trim());
+        bail!(
+            "ip {}: {}",
+            args.join(" "),
+            String::from_utf8_lossy(&done.stderr).trim()
+        );
     }
     Ok(String::from_utf8_lossy(&done.stdout).into_owned())
 }

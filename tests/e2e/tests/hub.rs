@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use kit::kubectl::condition;
+use kit::kubectl::{condition, is_true};
 use kit::site::{HUB, JOIN_PORT};
 use kit::{Hub, Site, paths};
 use serde_json::Value;
@@ -117,4 +117,34 @@ fn a_robot_that_went_while_no_hub_was_there_is_noticed() {
     hub.kubectl
         .wait(&["node", "robot-1"], SOON, |node| connected(node)["status"] == "True")
         .unwrap_or_else(|e| panic!("{e}\n{}\n{}", hub.tail(), edge.tail()));
+}
+
+#[test]
+fn a_robot_whose_runtime_is_down_says_so_and_its_containers_run_on() {
+    let site = Site::new().expect("a site");
+    let hub = kit::suite::embedded(&site);
+    let mut edge = kit::suite::robot(&site, &hub);
+    hub.kubectl
+        .apply(&kit::yaml::shell_pod("web", "exec sleep 1000"))
+        .expect("apply");
+    let before = edge.wait_container("web", SOON).expect("runs");
+    edge.kill_containerd();
+    let says = |node: &Value, status: &str, reason: &str| {
+        condition(node, "EdgeConnected").is_some_and(|c| c["status"] == status && c["reason"] == reason)
+    };
+    hub.kubectl
+        .wait(&["node", "robot-1"], SOON, |node| {
+            says(node, "False", "RuntimeDown") && !is_true(node, "Ready")
+        })
+        .unwrap_or_else(|e| panic!("{e}\n{}\n{}", hub.tail(), edge.tail()));
+    edge.start_containerd().expect("containerd");
+    hub.kubectl
+        .wait(&["node", "robot-1"], SOON, |node| {
+            says(node, "True", "Connected") && is_true(node, "Ready")
+        })
+        .unwrap_or_else(|e| panic!("{e}\n{}\n{}", hub.tail(), edge.tail()));
+    let after = edge.wait_container("web", SOON).expect("runs");
+    assert_eq!((after.id, after.pid), (before.id, before.pid), "the same container");
+    let events = hub.kubectl.run(&["get", "events", "-o", "wide"]).expect("events");
+    assert!(events.contains("RuntimeDown"), "{events}");
 }

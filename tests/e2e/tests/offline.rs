@@ -115,14 +115,19 @@ fn spec_changed_while_away_runs(start: Start) {
             is_true(p, "Ready") && p["metadata"]["uid"] != first["metadata"]["uid"]
         })
         .unwrap_or_else(|e| panic!("{e}\n{}\n{}", edge.tail(), hub.tail()));
-    wait_running(&edge, "the new incarnation of web alone runs", |all| {
-        let web: Vec<_> = all.iter().filter(|c| c.pod == "web").collect();
-        matches!(web[..], [one] if one.pid.is_some() && second.0["metadata"]["uid"] == one.uid.as_str())
+    new_specs_run(&hub, &edge, &second.0, &image);
+}
+
+/// What was changed while the robot was away runs there: pod `web` as it is now, pod `image` in place, one pod of the Deployment.
+fn new_specs_run(hub: &Hub, edge: &Edge, web: &Value, image: &Value) {
+    wait_running(edge, "the new incarnation of web alone runs", |all| {
+        let found: Vec<_> = all.iter().filter(|c| c.pod == "web").collect();
+        matches!(found[..], [one] if one.pid.is_some() && web["metadata"]["uid"] == one.uid.as_str())
     });
     assert!(
-        command_of(&edge, "web").contains("200002"),
+        command_of(edge, "web").contains("200002"),
         "{}",
-        command_of(&edge, "web")
+        command_of(edge, "web")
     );
     hub.kubectl
         .wait(&["pod", "image"], START, |p| {
@@ -132,7 +137,7 @@ fn spec_changed_while_away_runs(start: Start) {
         .unwrap_or_else(|e| panic!("{e}\n{}\n{}", edge.tail(), hub.tail()));
     // Both tags are one image, and the runtime names it by the first.
     wait_for("the other image is started", START, || {
-        match change(&["get", "events"]) {
+        match hub.kubectl.run(&["get", "events"]).unwrap_or_else(|e| e.to_string()) {
             events if events.contains("kedge.dev/demo:2") => State::Done(()),
             events => State::Not(events),
         }
@@ -145,13 +150,15 @@ fn spec_changed_while_away_runs(start: Start) {
     hub.kubectl
         .run(&["rollout", "status", "deployment/shop", "--timeout=90s"])
         .unwrap_or_else(|e| panic!("{e}\n{}\n{}", edge.tail(), hub.tail()));
-    wait_running(&edge, "one pod of the Deployment is left", |all| {
+    wait_running(edge, "one pod of the Deployment is left", |all| {
         let shop: Vec<_> = all.iter().filter(|c| c.pod.starts_with("shop-")).collect();
         matches!(shop[..], [one] if one.pid.is_some())
     });
 }
 
 /// Overwrites the middle of each of the store's data files.
+type Damage = fn(&Path);
+
 fn corrupt(store: &Path) {
     let mut files = 0;
     for file in files_below(store) {
@@ -192,7 +199,7 @@ fn damaged_store_is_set_aside_and_pods_run_on(start: Start) {
         ready(&hub, &edge, pod);
     }
     let before = running(&edge);
-    let damages: [(&str, fn(&Path)); 2] = [("store.aside-1", corrupt), ("store.aside-2", truncate)];
+    let damages: [(&str, Damage); 2] = [("store.aside-1", corrupt), ("store.aside-2", truncate)];
     for (number, (aside, damage)) in damages.into_iter().enumerate() {
         edge.stop().expect("stop");
         damage(&edge.store());

@@ -12,7 +12,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 /// What a busy machine of two cores may need for a pod start that takes 0.2 s on an idle one.
-const START: Duration = Duration::from_secs(60);
+const START: Duration = Duration::from_secs(90);
 
 /// How a test gets its hub.
 type Start = for<'a> fn(&'a Site) -> Hub<'a>;

@@ -25,7 +25,7 @@ use crate::sweep;
 use crate::wait::{State, wait_for};
 
 /// containerd answers within a second on an idle machine.
-const CONTAINERD_START: Duration = Duration::from_secs(30);
+const CONTAINERD_START: Duration = Duration::from_secs(60);
 
 /// A container that containerd has, with its task when there is one.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -133,7 +133,10 @@ impl<'a> Edge<'a> {
         let holder = self.holder.as_ref().expect("the machine is on").pid();
         let count = |dir: PathBuf| fs::read_dir(dir).map_or(0, Iterator::count);
         let mounts = fs::read_to_string(format!("/proc/{holder}/mountinfo"))?;
-        let leases = fs::read_dir(self.dir.join("run/cni/kedge")).into_iter().flatten().flatten();
+        let leases = fs::read_dir(self.dir.join("run/cni/kedge"))
+            .into_iter()
+            .flatten()
+            .flatten();
         let is_address = |name: &std::ffi::OsStr| name.to_str().is_some_and(|n| n.parse::<std::net::IpAddr>().is_ok());
         let below: usize = sweep::cgroups(&self.cgroup()).iter().map(|c| sweep::count(c)).sum();
         Ok(BTreeMap::from([

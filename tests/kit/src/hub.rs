@@ -17,7 +17,7 @@ use crate::site::{API_PORT, HUB, JOIN_PORT, Site};
 use crate::wait::{State, wait_for};
 
 /// The hub answers within a second or two on an idle machine.
-const START: Duration = Duration::from_secs(60);
+const START: Duration = Duration::from_secs(90);
 
 /// The Kubernetes API that a hub uses.
 #[derive(Debug)]

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::Result;
+use serde_json::Value;
 
 use crate::kubectl::Kubectl;
 use crate::paths;
@@ -18,6 +19,9 @@ use crate::wait::{State, wait_for};
 /// A start takes 6 s on an idle machine (kubernetes.md); this leaves room for a busy one.
 const START: Duration = Duration::from_secs(90);
 
+/// Who asked for what, one line a request.
+const AUDIT: &str = "apiVersion: audit.k8s.io/v1\nkind: Policy\nomitStages: [RequestReceived, ResponseStarted]\nrules:\n- level: Metadata\n";
+
 /// How the control plane is set up.
 #[derive(Debug, Clone)]
 pub struct Options {
@@ -25,6 +29,8 @@ pub struct Options {
     pub grace_seconds: u32,
     /// Default tolerations for not-ready and unreachable, seconds.
     pub toleration_seconds: u32,
+    /// Whether kube-apiserver writes down each request (see [`ControlPlane::audit`]).
+    pub audit: bool,
 }
 
 impl Default for Options {
@@ -32,6 +38,7 @@ impl Default for Options {
         Self {
             grace_seconds: 50,
             toleration_seconds: 300,
+            audit: false,
         }
     }
 }
@@ -61,6 +68,7 @@ impl ControlPlane {
         fs::create_dir_all(&dir)?;
         let (client_ca, serving) = (Authority::new("kubernetes-ca")?, Authority::new("kedge-serving-ca")?);
         Self::write_pki(&dir, &client_ca, &serving)?;
+        fs::write(dir.join("audit.yaml"), AUDIT)?;
         let url = "https://127.0.0.1:6443";
         let kubeconfig = write_kubeconfig(
             &dir,
@@ -153,6 +161,19 @@ impl ControlPlane {
         )
     }
 
+    /// The audit events so far: one a request that is answered, metadata only.
+    ///
+    /// # Errors
+    /// When the log cannot be read.
+    pub fn audit(&self) -> Result<Vec<Value>> {
+        let text = fs::read_to_string(self.dir.join("audit.log"))?;
+        // The last line may be half written.
+        Ok(text
+            .lines()
+            .filter_map(|line| serde_json::from_str(line).ok())
+            .collect())
+    }
+
     /// The end of the API server's log.
     #[must_use]
     pub fn tail(&self) -> String {
@@ -178,7 +199,11 @@ fn etcd_args(dir: &Path) -> Vec<String> {
 
 fn api_args(dir: &Path, options: &Options) -> Vec<String> {
     let at = |name: &str| dir.join(name).display().to_string();
-    vec![
+    let audit = [
+        format!("--audit-policy-file={}", at("audit.yaml")),
+        format!("--audit-log-path={}", at("audit.log")),
+    ];
+    let mut args = vec![
         "--etcd-servers=http://127.0.0.1:2379".into(),
         "--bind-address=0.0.0.0".into(),
         format!("--advertise-address={HUB}"),
@@ -200,7 +225,9 @@ fn api_args(dir: &Path, options: &Options) -> Vec<String> {
             "--default-unreachable-toleration-seconds={}",
             options.toleration_seconds
         ),
-    ]
+    ];
+    args.extend(audit.into_iter().filter(|_| options.audit));
+    args
 }
 
 fn controller_args(dir: &Path, options: &Options) -> Vec<String> {

@@ -100,6 +100,7 @@ fn api_args(dir: &Path, ports: &[u16; 3]) -> Vec<String> {
         "--bind-address=127.0.0.1".into(),
         format!("--secure-port={}", ports[2]),
         "--authorization-mode=Node,RBAC".into(),
+        "--allow-privileged=true".into(),
         "--enable-admission-plugins=NodeRestriction".into(),
         "--service-cluster-ip-range=10.96.0.0/16".into(),
         format!("--client-ca-file={}", at("ca.crt")),

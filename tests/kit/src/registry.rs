@@ -23,7 +23,11 @@ pub const IMAGE: &str = "127.0.0.1:5000/demo:latest";
 /// When the archive cannot be unpacked into `dir`, or the port not be bound.
 pub fn serve(namespace: &str, dir: &Path) -> Result<()> {
     fs::create_dir_all(dir)?;
-    run(Command::new("tar").arg("-xf").arg(paths::image("demo")).arg("-C").arg(dir))?;
+    run(Command::new("tar")
+        .arg("-xf")
+        .arg(paths::image("demo"))
+        .arg("-C")
+        .arg(dir))?;
     let (netns, dir) = (PathBuf::from("/run/netns").join(namespace), dir.to_owned());
     let (bound, is_bound) = std::sync::mpsc::sync_channel(1);
     // A thread of its own: it alone lives in that namespace.
@@ -79,7 +83,9 @@ fn answer(mut stream: &TcpStream, dir: &Path) -> Result<()> {
 }
 
 fn blob(dir: &Path, digest: &str) -> Option<Vec<u8>> {
-    let hash = digest.strip_prefix("sha256:").filter(|h| h.chars().all(|c| c.is_ascii_hexdigit()))?;
+    let hash = digest
+        .strip_prefix("sha256:")
+        .filter(|h| h.chars().all(|c| c.is_ascii_hexdigit()))?;
     fs::read(dir.join("blobs/sha256").join(hash)).ok()
 }
 

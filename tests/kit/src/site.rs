@@ -88,6 +88,21 @@ impl Site {
         command
     }
 
+    /// Runs `work` on a thread inside namespace `role`: what it connects to or binds is there.
+    ///
+    /// # Panics
+    /// When the namespace cannot be entered, or with what `work` panics with.
+    pub fn inside<T: Send>(&self, role: &str, work: impl FnOnce() -> T + Send) -> T {
+        let path = format!("/run/netns/{}", self.namespace(role));
+        let run = || {
+            let namespace = fs::File::open(&path).unwrap_or_else(|e| panic!("{path}: {e}"));
+            nix::sched::setns(namespace, nix::sched::CloneFlags::CLONE_NEWNET).expect("root may enter a namespace");
+            work()
+        };
+        let ended = std::thread::scope(|scope| scope.spawn(run).join());
+        ended.unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    }
+
     pub(crate) fn add_namespace(&self, role: &str) -> Result<()> {
         let name = self.namespace(role);
         run(Command::new("ip").args(["netns", "add", &name]))?;

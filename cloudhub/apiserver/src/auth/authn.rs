@@ -43,7 +43,7 @@ pub(super) fn authenticate(auth: &Auth, certificate: Option<&[u8]>, headers: &He
 }
 
 /// CN = user, O = groups. None where there is no CN.
-fn from_certificate(der: &[u8]) -> Result<Option<User>, Status> {
+pub(super) fn from_certificate(der: &[u8]) -> Result<Option<User>, Status> {
     let (_, certificate) = X509Certificate::from_der(der).map_err(|_| Status::unauthorized())?;
     let subject = certificate.subject();
     let name = subject.iter_common_name().last().and_then(|cn| cn.as_str().ok());
@@ -66,7 +66,7 @@ fn from_certificate(der: &[u8]) -> Result<Option<User>, Status> {
 }
 
 /// The token of `Authorization: Bearer`, or of a WebSocket's protocols.
-fn bearer(headers: &HeaderMap) -> Result<Option<String>, Status> {
+pub(super) fn bearer(headers: &HeaderMap) -> Result<Option<String>, Status> {
     let header = headers.get(AUTHORIZATION).and_then(|value| value.to_str().ok());
     if let Some((scheme, rest)) = header.and_then(|value| value.trim().split_once(' ')) {
         let token = rest.split(' ').next().unwrap_or_default();

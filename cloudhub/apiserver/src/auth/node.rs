@@ -263,6 +263,7 @@ impl Asked<'_> {
         match (self.attributes.subresource.as_str(), self.verb()) {
             ("", "get") => self.related(Kind::Pod),
             ("", "list" | "watch") if !self.attributes.name.is_empty() => self.related(Kind::Pod),
+            ("", "list" | "watch") if self.attributes.node == self.node => allow(),
             ("", "list" | "watch") => no("can only list/watch pods with spec.nodeName field selector"),
             // Of which node: NodeRestriction looks.
             ("", "create" | "delete") | ("status", "update" | "patch") | ("eviction", "create") => allow(),

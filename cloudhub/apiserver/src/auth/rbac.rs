@@ -15,6 +15,7 @@ pub(crate) use rule::{Rule, go_list, missing};
 use super::follow::{Follow, News};
 use super::{Attributes, Decision, User, account_user, storage};
 use crate::object::{self, items, text};
+use crate::selector::Labels;
 use crate::store::{Key, Store, Stored};
 
 /// The group of the four kinds.
@@ -26,7 +27,7 @@ struct Role {
     rules: Vec<Rule>,
     labels: Vec<(String, String)>,
     /// `aggregationRule.clusterRoleSelectors`; empty: not aggregated.
-    selectors: Vec<Value>,
+    selectors: Vec<Labels>,
 }
 
 /// A RoleBinding or ClusterRoleBinding.
@@ -231,7 +232,11 @@ impl Tables {
             return true;
         }
         for (key, other) in &self.cluster_roles.objects {
-            if role.selectors.iter().any(|selector| selects(selector, &other.labels)) {
+            if role
+                .selectors
+                .iter()
+                .any(|selector| selector.matches_labels(&other.labels))
+            {
                 self.cluster_rules(&key.name, seen, rules);
             }
         }
@@ -282,7 +287,11 @@ fn role(stored: &Stored) -> Role {
     Role {
         rules: items(&value, "/rules").iter().map(Rule::from_json).collect(),
         labels: stored.labels.clone(),
-        selectors: items(&value, "/aggregationRule/clusterRoleSelectors").to_vec(),
+        // Validation lets none in that cannot be read.
+        selectors: items(&value, "/aggregationRule/clusterRoleSelectors")
+            .iter()
+            .filter_map(|selector| Labels::of_object(selector).ok())
+            .collect(),
     }
 }
 
@@ -298,28 +307,6 @@ fn binding(stored: &Stored) -> Binding {
         role: text(&value, "/roleRef/name").into(),
         subjects: items(&value, "/subjects").iter().map(subject).collect(),
     }
-}
-
-/// Whether a `metav1.LabelSelector` chooses these labels; the empty one chooses all.
-fn selects(selector: &Value, labels: &[(String, String)]) -> bool {
-    let label = |key: &str| labels.iter().find(|(k, _)| k == key).map(|(_, value)| value.as_str());
-    let wanted = selector.get("matchLabels").and_then(Value::as_object);
-    let equal = wanted
-        .into_iter()
-        .flatten()
-        .all(|(key, value)| label(key) == value.as_str());
-    equal
-        && items(selector, "/matchExpressions").iter().all(|expression| {
-            let found = label(text(expression, "/key"));
-            let listed = found.is_some_and(|value| items(expression, "/values").iter().any(|v| v == value));
-            match text(expression, "/operator") {
-                "In" => listed,
-                "NotIn" => !listed,
-                "Exists" => found.is_some(),
-                "DoesNotExist" => found.is_none(),
-                _ => false,
-            }
-        })
 }
 
 /// Whether only what the garbage collector needs differs: ownerReferences, finalizers.

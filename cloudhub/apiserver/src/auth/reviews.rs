@@ -252,7 +252,20 @@ fn attributes(review: &Value) -> Attributes {
         subresource: of("resourceAttributes", "subresource"),
         namespace: of("resourceAttributes", "namespace"),
         name: of("resourceAttributes", "name"),
+        node: node_of(review),
         path: String::new(),
+    }
+}
+
+/// The node that the review's field selector asks for.
+fn node_of(review: &Value) -> String {
+    let requirements = object::items(review, "/spec/resourceAttributes/fieldSelector/requirements");
+    let node = requirements
+        .iter()
+        .find(|requirement| text(requirement, "/key") == "spec.nodeName" && text(requirement, "/operator") == "In");
+    match node.map(|node| object::items(node, "/values")) {
+        Some([Value::String(only)]) => only.clone(),
+        _ => String::new(),
     }
 }
 

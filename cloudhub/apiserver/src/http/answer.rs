@@ -4,7 +4,7 @@ use bytes::Bytes;
 use http::header::GetAll;
 use http::{HeaderValue, Response, StatusCode, header};
 use http_body_util::{BodyExt as _, Full};
-use serde_json::{Value, json};
+use serde_json::Value;
 
 use crate::kubelet::Body;
 use crate::status::Status;
@@ -48,9 +48,7 @@ impl Accept {
             }
         }
         if any {
-            return Err(Status::new(
-                406,
-                "NotAcceptable",
+            return Err(Status::not_acceptable(
                 "only the following media types are accepted: application/json",
             ));
         }
@@ -121,6 +119,13 @@ pub(super) fn text(body: impl Into<Bytes>) -> Response<Body> {
     response
 }
 
+/// What a Go server answers to a path that nobody has registered.
+pub(super) fn no_page() -> Response<Body> {
+    let mut response = text("404 page not found\n");
+    *response.status_mut() = StatusCode::NOT_FOUND;
+    response
+}
+
 /// A refusal.
 pub(crate) fn refusal(status: &Status) -> Response<Body> {
     let mut response = json(status.code, &status.to_json());
@@ -141,11 +146,6 @@ pub(super) fn warn(response: &mut Response<Body>, warnings: &[String]) {
             response.headers_mut().append(header::WARNING, value);
         }
     }
-}
-
-/// `PartialObjectMetadata` of an object.
-pub(super) fn metadata_of(object: &Value) -> Value {
-    json!({"kind": "PartialObjectMetadata", "apiVersion": "meta.k8s.io/v1", "metadata": object["metadata"]})
 }
 
 #[cfg(test)]

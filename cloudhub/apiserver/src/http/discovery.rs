@@ -1,7 +1,10 @@
 //! What is served: health, version, discovery (plain and aggregated), OpenAPI, the keys of tokens.
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use http::{HeaderValue, Method, Response, header};
 use serde_json::{Value, json};
+use sha2::{Digest as _, Sha256};
 
 use super::{Call, answer};
 use crate::auth::reviews;
@@ -43,7 +46,7 @@ pub(super) fn answer(call: &Call, path: &str) -> Result<Response<Body>, Status> 
             &json!({"kind": "APIVersions", "versions": ["v1"], "serverAddressByClientCIDRs": []}),
         )),
         "/apis" => {
-            let groups: Vec<Value> = groups().iter().map(|g| group(g)).collect();
+            let groups: Vec<Value> = groups().iter().map(|g| in_list(group(g))).collect();
             Ok(answer::json(
                 200,
                 &json!({"kind": "APIGroupList", "apiVersion": "v1", "groups": groups}),
@@ -56,8 +59,22 @@ pub(super) fn answer(call: &Call, path: &str) -> Result<Response<Body>, Status> 
             &call.shared.auth.openid_configuration(&call.shared.address.to_string()),
         )),
         "/openid/v1/jwks" => Ok(answer::json(200, &call.shared.auth.jwks())),
-        _ => document(trimmed),
+        _ => document(call, trimmed),
     }
+}
+
+/// An OpenAPI v3 document; it is held compressed.
+fn openapi(call: &Call, version: &str) -> Option<Response<Body>> {
+    let accepted = call.headers.get(header::ACCEPT_ENCODING).and_then(|v| v.to_str().ok());
+    let mut encodings = accepted.unwrap_or_default().split(',').map(str::trim);
+    if !encodings.any(|encoding| encoding == "gzip") {
+        return Some(answer::bytes(200, schema::openapi_document(version)?));
+    }
+    let mut response = answer::bytes(200, schema::openapi_document_gzip(version)?);
+    response
+        .headers_mut()
+        .insert(header::CONTENT_ENCODING, HeaderValue::from_static("gzip"));
+    Some(response)
 }
 
 /// The OpenAPI v2 document. kubectl asks for it when the v3 ones do not have a kind, and it shall learn that this one does not have it
@@ -89,11 +106,9 @@ fn health(path: &str, call: &Call) -> Option<Response<Body>> {
     }))
 }
 
-fn document(path: &str) -> Result<Response<Body>, Status> {
+fn document(call: &Call, path: &str) -> Result<Response<Body>, Status> {
     if let Some(version) = path.strip_prefix("/openapi/v3/") {
-        return schema::openapi_document(version)
-            .map(|d| answer::bytes(200, d))
-            .ok_or_else(Status::no_such_path);
+        return openapi(call, version).ok_or_else(Status::no_such_path);
     }
     let mut parts = path.split('/').skip(1);
     let (group_name, version) = match (parts.next(), parts.next(), parts.next(), parts.next()) {
@@ -102,15 +117,27 @@ fn document(path: &str) -> Result<Response<Body>, Status> {
             return Ok(answer::json(200, &group(name)));
         }
         (Some("apis"), Some(name), Some(version), None) => (name, version),
-        _ => return Err(Status::no_such_path()),
+        _ => return Ok(answer::no_page()),
     };
+    if !is_group(group_name) {
+        return Ok(answer::no_page());
+    }
     let resources = resources(group_name, version);
     if resources.is_empty() {
         return Err(Status::no_such_path());
     }
-    let list = json!({"kind": "APIResourceList", "apiVersion": "v1",
-                      "groupVersion": group_version(group_name, version), "resources": resources});
+    let mut list = json!({"kind": "APIResourceList", "apiVersion": "v1",
+                          "groupVersion": group_version(group_name, version), "resources": resources});
+    if let Some(fields) = list.as_object_mut().filter(|_| group_name.is_empty()) {
+        // The oldest group says it as the oldest clients knew it.
+        fields.shift_remove("apiVersion");
+    }
     Ok(answer::json(200, &list))
+}
+
+/// Whether anything of `group` is served.
+pub(super) fn is_group(group: &str) -> bool {
+    group.is_empty() || groups().contains(&group)
 }
 
 fn paths() -> Vec<String> {
@@ -135,17 +162,29 @@ fn paths() -> Vec<String> {
     paths
 }
 
+/// Groups in the order that the real server prefers them.
+const ORDER: &[&str] = &[
+    "apps",
+    "events.k8s.io",
+    "authentication.k8s.io",
+    "authorization.k8s.io",
+    "policy",
+    "rbac.authorization.k8s.io",
+    "scheduling.k8s.io",
+    "coordination.k8s.io",
+    "node.k8s.io",
+    "discovery.k8s.io",
+    "metrics.k8s.io",
+];
+
 /// Named groups in the order that the real server prefers them.
 fn groups() -> Vec<&'static str> {
-    let mut found: Vec<&'static str> = Vec::new();
-    let named = kinds::rows()
-        .map(|r| r.group)
-        .chain(reviews::RESOURCES.iter().map(|v| v.group));
-    for group in named.chain(["metrics.k8s.io"]) {
-        if !group.is_empty() && !found.contains(&group) {
-            found.push(group);
-        }
-    }
+    let named = kinds::rows().map(|r| r.group);
+    let mut found: Vec<&'static str> = named.chain(reviews::RESOURCES.iter().map(|v| v.group)).collect();
+    found.push("metrics.k8s.io");
+    found.retain(|group| !group.is_empty());
+    found.sort_by_key(|group| (ORDER.iter().position(|known| known == group), *group));
+    found.dedup();
     found
 }
 
@@ -181,6 +220,15 @@ fn group(name: &str) -> Value {
     let versions = versions(name);
     let all: Vec<Value> = versions.iter().map(one).collect();
     json!({"kind": "APIGroup", "apiVersion": "v1", "name": name, "versions": all, "preferredVersion": all.first()})
+}
+
+/// Groups in lists do not say their kind.
+fn in_list(mut group: Value) -> Value {
+    if let Some(fields) = group.as_object_mut() {
+        fields.shift_remove("kind");
+        fields.shift_remove("apiVersion");
+    }
+    group
 }
 
 /// One resource of a group and version.
@@ -294,7 +342,16 @@ fn subresources(row: &'static Row) -> Vec<Subresource> {
         ("", "serviceaccounts") => add("token", ("authentication.k8s.io", "v1", "TokenRequest"), &["create"]),
         _ => {}
     }
+    found.sort_by_key(|sub| sub.name);
     found
+}
+
+/// What the real server says of the version that a kind is stored in; clients only compare it.
+fn storage_hash(resource: &Resource, group: &str, version: &str) -> Option<String> {
+    let row = kinds::row(group, version, resource.plural)?;
+    let stored = kinds::rows().find(|r| r.storage == row.storage)?;
+    let digest = Sha256::digest(format!("{}/{}/{}", stored.group, stored.version, stored.kind));
+    Some(STANDARD.encode(&digest[..8]))
 }
 
 fn resources(group: &str, version: &str) -> Vec<Value> {
@@ -309,6 +366,9 @@ fn resources(group: &str, version: &str) -> Vec<Value> {
             if !names.is_empty() {
                 value[field] = json!(names);
             }
+        }
+        if let Some(hash) = storage_hash(&resource, group, version) {
+            value["storageVersionHash"] = json!(hash);
         }
         list.push(value);
         for sub in &resource.subresources {
@@ -346,17 +406,26 @@ fn aggregated_group(group: &'static str) -> Value {
         })
         .collect();
     let metadata = if group.is_empty() {
-        json!({"creationTimestamp": null})
+        json!({})
     } else {
-        json!({"name": group, "creationTimestamp": null})
+        json!({"name": group})
     };
     json!({"metadata": metadata, "versions": versions})
 }
 
 fn aggregated_resource(resource: &Resource, group: &str, version: &str) -> Value {
     let scope = if resource.namespaced { "Namespaced" } else { "Cluster" };
+    // A kind of the same group and version is said without them.
+    let kind_of = |kind: (&str, &str, &str)| {
+        let (group, version) = if (kind.0, kind.1) == (group, version) {
+            ("", "")
+        } else {
+            (kind.0, kind.1)
+        };
+        json!({"group": group, "version": version, "kind": kind.2})
+    };
     let mut value = json!({"resource": resource.plural,
-                           "responseKind": {"group": group, "version": version, "kind": resource.kind},
+                           "responseKind": kind_of((group, version, resource.kind)),
                            "scope": scope, "singularResource": resource.singular, "verbs": resource.verbs});
     for (field, names) in [
         ("shortNames", resource.short_names),
@@ -369,10 +438,7 @@ fn aggregated_resource(resource: &Resource, group: &str, version: &str) -> Value
     let subresources: Vec<Value> = resource
         .subresources
         .iter()
-        .map(|sub| {
-            let (group, version, kind) = sub.kind;
-            json!({"subresource": sub.name, "responseKind": {"group": group, "version": version, "kind": kind}, "verbs": sub.verbs})
-        })
+        .map(|sub| json!({"subresource": sub.name, "responseKind": kind_of(sub.kind), "verbs": sub.verbs}))
         .collect();
     if !subresources.is_empty() {
         value["subresources"] = Value::Array(subresources);

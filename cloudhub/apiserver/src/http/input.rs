@@ -2,17 +2,19 @@
 
 use std::time::Duration;
 
-use bytes::Bytes;
-use http::{HeaderMap, Request, header};
-use http_body_util::{BodyExt as _, LengthLimitError, Limited};
+use bytes::{Bytes, BytesMut};
+use http::{HeaderMap, Method, Request, header};
+use http_body_util::BodyExt as _;
 use hyper::body::Incoming;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::schema;
-use crate::status::Status;
+use crate::status::{Errors, Status};
 
 /// As kube-apiserver's limit for a request.
 pub(super) const MAX_BODY: usize = 3 << 20;
+/// So much of a body that is too large is read before it is refused.
+const READ_ON: usize = 4 * MAX_BODY;
 /// A body over a bad link; a slower writer is told.
 const BODY_WITHIN: Duration = Duration::from_secs(60);
 const MAX_PARAMETERS: usize = 1000;
@@ -57,11 +59,11 @@ impl Query {
     }
 
     /// A whole number.
-    pub(super) fn number(&self, name: &str) -> Result<Option<u64>, Status> {
+    pub(super) fn number(&self, name: &str) -> Result<Option<i64>, Status> {
         match self.get(name) {
             "" => Ok(None),
             text => {
-                let fault = |_| Status::bad_request(format!("query parameter {name}={text:?}: must be a whole number"));
+                let fault = |_| Status::bad_request(format!("strconv.ParseInt: parsing {text:?}: invalid syntax"));
                 text.parse().map(Some).map_err(fault)
             }
         }
@@ -72,28 +74,106 @@ impl Query {
         &self.pairs
     }
 
-    /// Whether nothing is to be stored.
-    pub(super) fn dry_run(&self) -> Result<bool, Status> {
-        match self.get("dryRun") {
-            "" => Ok(false),
-            "All" => Ok(true),
-            other => Err(Status::bad_request(format!(
-                "dryRun {other:?}: the only value is \"All\""
-            ))),
+    /// Whether nothing is to be stored. The options of a write are checked together; `method` says whose they are.
+    pub(super) fn dry_run(&self, method: &Method) -> Result<bool, Status> {
+        let kind = match *method {
+            Method::POST => "CreateOptions",
+            Method::PUT => "UpdateOptions",
+            Method::PATCH => "PatchOptions",
+            _ => "DeleteOptions",
+        };
+        let mut errors = Errors::default();
+        let given: Vec<&str> = self
+            .pairs
+            .iter()
+            .filter(|(n, _)| n == "dryRun")
+            .map(|(_, v)| v.as_str())
+            .collect();
+        manager(self.get("fieldManager"), &mut errors);
+        if given.iter().any(|value| *value != "All") {
+            errors.not_supported("dryRun", &json!(given), &["All"]);
+        }
+        let validation = self.get("fieldValidation");
+        if !matches!(validation, "" | "Ignore" | "Warn" | "Strict") {
+            errors.not_supported("fieldValidation", &json!(validation), &["", "Ignore", "Strict", "Warn"]);
+        }
+        refuse(kind, errors)?;
+        Ok(!given.is_empty())
+    }
+
+    /// What becomes of unknown and duplicate fields. The value was checked with the other options.
+    pub(super) fn validation(&self) -> Validation {
+        match self.get("fieldValidation") {
+            "Strict" => Validation::Strict,
+            "Ignore" => Validation::Ignore,
+            _ => Validation::Warn,
         }
     }
 
-    /// What becomes of unknown and duplicate fields.
-    pub(super) fn validation(&self) -> Result<Validation, Status> {
-        match self.get("fieldValidation") {
-            "" | "Warn" => Ok(Validation::Warn),
-            "Strict" => Ok(Validation::Strict),
-            "Ignore" => Ok(Validation::Ignore),
-            other => Err(Status::bad_request(format!(
-                "fieldValidation {other:?}: must be one of Ignore, Warn, Strict"
-            ))),
+    /// Checks the options of a list or watch.
+    pub(super) fn check_list(&self, watch: bool) -> Result<(), Status> {
+        const MATCH: &str = "resourceVersionMatch";
+        let (version, wanted) = (self.get("resourceVersion"), self.get(MATCH));
+        let initial = !self.get("sendInitialEvents").is_empty();
+        let mut errors = Errors::default();
+        if watch && initial && wanted != NOT_OLDER {
+            errors.forbidden(
+                MATCH,
+                "sendInitialEvents requires setting resourceVersionMatch to NotOlderThan",
+            );
         }
+        if !wanted.is_empty() {
+            if watch && !initial {
+                errors.forbidden(
+                    MATCH,
+                    "resourceVersionMatch is forbidden for watch unless sendInitialEvents is provided",
+                );
+            } else if !watch && version.is_empty() {
+                errors.forbidden(
+                    MATCH,
+                    "resourceVersionMatch is forbidden unless resourceVersion is provided",
+                );
+            }
+            let known: &[&str] = if watch { &[NOT_OLDER] } else { &["Exact", NOT_OLDER, ""] };
+            if !watch && !self.get("continue").is_empty() {
+                errors.forbidden(MATCH, "resourceVersionMatch is forbidden when continue is provided");
+            }
+            if !known.contains(&wanted) {
+                errors.not_supported(MATCH, &json!(wanted), known);
+            }
+            if !watch && wanted == "Exact" && version == "0" {
+                errors.forbidden(
+                    MATCH,
+                    "resourceVersionMatch \"exact\" is forbidden for resourceVersion \"0\"",
+                );
+            }
+        }
+        if !watch && initial {
+            errors.forbidden("sendInitialEvents", "sendInitialEvents is forbidden for list");
+        }
+        refuse("ListOptions", errors)
     }
+}
+
+const NOT_OLDER: &str = "NotOlderThan";
+const MAX_MANAGER: usize = 128;
+
+fn manager(name: &str, errors: &mut Errors) {
+    if name.len() > MAX_MANAGER {
+        errors.too_long("fieldManager", MAX_MANAGER);
+    }
+    for (at, letter) in name.chars().enumerate().filter(|(_, letter)| letter.is_control()) {
+        let why = format!("invalid character U+{:04X} (at position {at})", u32::from(letter));
+        errors.invalid("fieldManager", &json!(name), &why);
+    }
+}
+
+/// 422 for options that are wrong.
+pub(super) fn refuse(kind: &str, errors: Errors) -> Result<(), Status> {
+    if errors.is_empty() {
+        return Ok(());
+    }
+    Err(Status::invalid("meta.k8s.io", kind, "", errors))
 }
 
 /// What becomes of unknown and duplicate fields.
@@ -133,18 +213,17 @@ pub(super) fn percent_decode(text: &str) -> Option<String> {
     String::from_utf8(out).ok()
 }
 
-/// The whole body.
+/// The whole body. One that is too large is read on for a while: clients that still send when the answer comes and the connection is
+/// closed do not see the answer.
 pub(super) async fn body(request: Request<Incoming>) -> Result<Bytes, Status> {
     let too_large = || Status::too_large(format!("Request entity too large: limit is {MAX_BODY}"));
     let told = request
         .headers()
         .get(header::CONTENT_LENGTH)
         .and_then(|v| v.to_str().ok()?.parse::<usize>().ok());
-    if told.is_some_and(|length| length > MAX_BODY) {
+    if told.is_some_and(|length| length > READ_ON) {
         return Err(too_large());
     }
-    let read = Limited::new(request.into_body(), MAX_BODY).collect();
-    let read = tokio::time::timeout(BODY_WITHIN, read).await;
     let slow = |_| {
         Status::new(
             408,
@@ -152,11 +231,26 @@ pub(super) async fn body(request: Request<Incoming>) -> Result<Bytes, Status> {
             format!("the body did not arrive within {} s", BODY_WITHIN.as_secs()),
         )
     };
-    match read.map_err(slow)? {
-        Ok(body) => Ok(body.to_bytes()),
-        Err(error) if error.is::<LengthLimitError>() => Err(too_large()),
-        Err(error) => Err(Status::bad_request(format!("the body could not be read: {error}"))),
+    let read = tokio::time::timeout(BODY_WITHIN, whole(request.into_body()));
+    read.await.map_err(slow)??.ok_or_else(too_large)
+}
+
+/// All bytes; None: more than there may be.
+async fn whole(mut body: Incoming) -> Result<Option<Bytes>, Status> {
+    let (mut kept, mut size) = (BytesMut::new(), 0_usize);
+    while let Some(frame) = body.frame().await {
+        let frame = frame.map_err(|error| Status::bad_request(format!("the body could not be read: {error}")))?;
+        let Some(data) = frame.data_ref() else { continue };
+        size += data.len();
+        if size <= MAX_BODY {
+            kept.extend_from_slice(data);
+        } else if size > READ_ON {
+            return Ok(None);
+        } else {
+            kept = BytesMut::new();
+        }
     }
+    Ok((size <= MAX_BODY).then(|| kept.freeze()))
 }
 
 /// The media type of the body without parameters; "" where none is said.
@@ -176,11 +270,11 @@ pub(super) async fn object(headers: &HeaderMap, request: Request<Incoming>) -> R
     let protobuf = match content_type(headers) {
         "" | "application/json" | "*/*" => false,
         "application/vnd.kubernetes.protobuf" => true,
-        other => {
-            return Err(Status::unsupported_media_type(format!(
+        _ => {
+            return Err(Status::unsupported_media_type(
                 "the body of the request was in an unknown format - accepted media types include: application/json, \
-                 application/vnd.kubernetes.protobuf (this one is {other})"
-            )));
+                 application/vnd.kubernetes.protobuf",
+            ));
         }
     };
     let body = body(request).await?;
@@ -196,7 +290,13 @@ pub(super) async fn object(headers: &HeaderMap, request: Request<Incoming>) -> R
 
 /// JSON of any shape, duplicate keys and all; for options and patches.
 pub(super) fn json(bytes: &[u8]) -> Result<Value, Status> {
-    serde_json::from_slice(bytes).map_err(|error| Status::bad_request(format!("the body is no JSON: {error}")))
+    serde_json::from_slice(bytes).map_err(|error| {
+        Status::bad_request(if error.is_eof() {
+            "unexpected end of JSON input".to_owned()
+        } else {
+            format!("the body is no JSON: {error}")
+        })
+    })
 }
 
 #[cfg(test)]
@@ -218,7 +318,7 @@ mod tests {
                 .number("limit")
                 .unwrap_err()
                 .message
-                .contains("limit")
+                .contains("ParseInt")
         );
     }
 }

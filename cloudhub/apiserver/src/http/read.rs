@@ -34,17 +34,7 @@ impl Scope {
     pub(super) fn new(place: &Place, query: &Query) -> Result<Self, Status> {
         let row = place.row()?;
         let labels = Labels::parse(query.get("labelSelector"))?;
-        let mut text = query.get("fieldSelector").to_owned();
-        if !place.name.is_empty() {
-            // A watch of one object by its path.
-            let name = format!("metadata.name={}", place.name);
-            text = if text.is_empty() {
-                name
-            } else {
-                format!("{text},{name}")
-            };
-        }
-        let fields = Fields::parse(&text, row)?;
+        let fields = Fields::parse(query.get("fieldSelector"), row)?;
         let namespace = (row.namespaced && !place.namespace.is_empty()).then(|| place.namespace.clone());
         Ok(Self {
             row,
@@ -61,7 +51,7 @@ impl Scope {
 
 /// Where a list goes on.
 #[derive(Debug, Serialize, Deserialize)]
-struct Continue {
+pub(super) struct Continue {
     /// The resourceVersion of the first page: a watch from there sees all that changed since.
     version: u64,
     namespace: String,
@@ -69,24 +59,31 @@ struct Continue {
 }
 
 impl Continue {
-    fn parse(text: &str) -> Result<Self, Status> {
+    pub(super) fn parse(text: &str) -> Result<Self, Status> {
         let fault = || Status::bad_request("continue key is not valid");
         let bytes = URL_SAFE_NO_PAD.decode(text).map_err(|_| fault())?;
         serde_json::from_slice(&bytes).map_err(|_| fault())
     }
 
-    fn text(&self) -> String {
+    pub(super) fn text(&self) -> String {
         URL_SAFE_NO_PAD.encode(serde_json::to_vec(self).unwrap_or_default())
     }
 }
 
 pub(super) fn answer(call: &Call, place: &Place) -> Result<Response<Body>, Status> {
     let row = place.row()?;
-    if call.query.flag("watch") {
-        return watch::answer(call, Scope::new(place, &call.query)?);
-    }
     if place.name.is_empty() {
-        return list(call, place);
+        let watches = call.query.flag("watch");
+        call.query.check_list(watches)?;
+        return if watches {
+            watch::answer(call, Scope::new(place, &call.query)?)
+        } else {
+            list(call, place)
+        };
+    }
+    let version = call.query.get("resourceVersion");
+    if !version.is_empty() {
+        parse_version(version).map_err(|why| Status::new(500, "", why))?;
     }
     let key = Key::new(
         row.storage,
@@ -111,7 +108,7 @@ pub(super) fn value(call: &Call, row: &'static Row, code: u16, object: Value) ->
     let object = in_version(row, object);
     Ok(match call.accept.shape {
         Shape::Full => answer::json(code, &object),
-        Shape::Metadata => answer::json(code, &answer::metadata_of(&object)),
+        Shape::Metadata => answer::json(code, &table::partial(object)),
         Shape::Table => {
             let resource_version = object::text(&object, "/metadata/resourceVersion").to_owned();
             let meta = ListMeta {
@@ -134,7 +131,7 @@ pub(super) fn is_stored_version(row: &Row) -> bool {
 /// An object in the row's version.
 pub(super) fn in_version(row: &Row, mut object: Value) -> Value {
     if !is_stored_version(row) {
-        row.strategy.from_storage(&mut object);
+        row.strategy.to_version(&mut object);
         object["apiVersion"] = row.api_version().into();
     }
     object
@@ -157,6 +154,11 @@ fn page(call: &Call, scope: &Scope) -> Result<Page, Status> {
         .and_then(|limit| usize::try_from(limit).ok());
     let from = match call.query.get("continue") {
         "" => None,
+        _ if !matches!(call.query.get("resourceVersion"), "" | "0") => {
+            return Err(Status::bad_request(
+                "specifying resource version is not allowed when using continue",
+            ));
+        }
         text => Some(Continue::parse(text)?),
     };
     let after = from
@@ -172,7 +174,7 @@ fn page(call: &Call, scope: &Scope) -> Result<Page, Status> {
     if from_the_future(&call.query, now)? {
         return Err(too_new(call.query.get("resourceVersion"), now));
     }
-    if call.query.get("resourceVersionMatch") == "Exact" && call.query.number("resourceVersion")? != Some(version) {
+    if call.query.get("resourceVersionMatch") == "Exact" && call.query.get("resourceVersion") != version.to_string() {
         return Err(Status::expired("The resourceVersion for the provided list is too old."));
     }
     let filtered = !scope.labels.is_empty() || !scope.fields.is_empty();
@@ -197,14 +199,22 @@ fn page(call: &Call, scope: &Scope) -> Result<Page, Status> {
     })
 }
 
+/// A resourceVersion, or why it is none.
+pub(super) fn parse_version(text: &str) -> Result<u64, String> {
+    let fault =
+        |_| format!("resourceVersion: Invalid value: {text:?}: strconv.ParseUint: parsing {text:?}: invalid syntax");
+    text.parse().map_err(fault)
+}
+
 /// Whether the client has seen a later version than there is: it came from another store.
 pub(super) fn from_the_future(query: &Query, now: u64) -> Result<bool, Status> {
     let version = query.get("resourceVersion");
     if version.is_empty() {
         return Ok(false);
     }
-    let fault = |_| Status::bad_request(format!("resourceVersion {version:?}: must be a whole number"));
-    version.parse::<u64>().map(|version| version > now).map_err(fault)
+    parse_version(version)
+        .map(|version| version > now)
+        .map_err(|why| Status::bad_request(format!("invalid resource version: {why}")))
 }
 
 pub(super) fn too_new(version: &str, now: u64) -> Status {
@@ -247,7 +257,7 @@ fn list(call: &Call, place: &Place) -> Result<Response<Body>, Status> {
             let items = page
                 .objects
                 .iter()
-                .map(|stored| answer::metadata_of(&stored.value()))
+                .map(|stored| table::partial(stored.value()))
                 .collect();
             list("PartialObjectMetadataList", "meta.k8s.io/v1".into(), items)
         }
@@ -260,7 +270,7 @@ fn list(call: &Call, place: &Place) -> Result<Response<Body>, Status> {
 }
 
 /// Objects in lists do not say their kind.
-fn item(mut object: Value) -> Value {
+pub(super) fn item(mut object: Value) -> Value {
     if let Some(fields) = object.as_object_mut() {
         fields.shift_remove("kind");
         fields.shift_remove("apiVersion");

@@ -19,6 +19,8 @@ pub(super) enum Route {
     Virtual(Place, reviews::Virtual),
     /// metrics.k8s.io.
     Metrics(Place),
+    /// What is not served: who may not ask for it is told so first.
+    Unknown(Place),
 }
 
 /// A resource's place.
@@ -111,7 +113,7 @@ fn resource(group: String, version: String, parts: &[String]) -> Result<Route, S
             place.subresource = "binding".into();
             Ok(Route::Resource(place))
         }
-        None => Err(Status::no_such_path()),
+        None => Ok(Route::Unknown(place)),
     }
 }
 
@@ -135,14 +137,16 @@ impl Route {
                     ..Attributes::default()
                 });
             }
-            Self::Resource(place) | Self::Virtual(place, _) | Self::Metrics(place) => place,
+            Self::Resource(place) | Self::Virtual(place, _) | Self::Metrics(place) | Self::Unknown(place) => place,
         };
         let mut name = place.name.clone();
+        let mut node = String::new();
         let mut verb = verb(method, place, query);
         if matches!(verb, "list" | "watch" | "deletecollection")
             && let Some(row) = place.row
         {
             let fields = selector::Fields::parse(query.get("fieldSelector"), row)?;
+            fields.wanted("spec.nodeName").unwrap_or_default().clone_into(&mut node);
             if name.is_empty() {
                 name = fields.name_of().unwrap_or_default().to_owned();
             }
@@ -158,6 +162,7 @@ impl Route {
             subresource: place.subresource.clone(),
             namespace: place.namespace.clone(),
             name,
+            node,
             path: String::new(),
         })
     }
@@ -177,7 +182,7 @@ impl Route {
 fn verb(method: &Method, place: &Place, query: &Query) -> &'static str {
     let one = !place.name.is_empty();
     match *method {
-        Method::GET | Method::HEAD if query.flag("watch") && place.subresource.is_empty() => "watch",
+        Method::GET | Method::HEAD if query.flag("watch") && !one => "watch",
         Method::GET | Method::HEAD if one => "get",
         Method::GET | Method::HEAD => "list",
         Method::POST => "create",

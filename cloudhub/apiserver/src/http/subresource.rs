@@ -69,6 +69,9 @@ async fn own(call: &Call, place: &Place, part: Part, request: Request<Incoming>)
     }
 }
 
+/// The Scale that is wanted, from the current object.
+type MakeScale = Box<dyn Fn(&Value) -> Result<Value, Status> + Send + Sync>;
+
 async fn scale(call: &Call, place: &Place, request: Request<Incoming>) -> Result<Response<Body>, Status> {
     let row = place.row()?;
     if call.method == Method::GET {
@@ -78,8 +81,8 @@ async fn scale(call: &Call, place: &Place, request: Request<Incoming>) -> Result
         ));
     }
     let target = write::target(call, place)?;
-    let validation = call.query.validation()?;
-    let make: Box<dyn Fn(&Value) -> Result<Value, Status> + Send + Sync> = match call.method {
+    let validation = call.query.validation();
+    let make: MakeScale = match call.method {
         Method::PUT => {
             let body = input::object(&call.headers, request).await?;
             let (scale, _) = write::decode_as("autoscaling/v1", "Scale", &body, validation)?;
@@ -110,7 +113,7 @@ async fn finalize(call: &Call, place: &Place, request: Request<Incoming>) -> Res
     }
     let target = write::target(call, place)?;
     let body = input::object(&call.headers, request).await?;
-    let (wanted, _) = write::decode(target.row, &body, call.query.validation()?)?;
+    let (wanted, _) = write::decode(target.row, &body, call.query.validation())?;
     let changed = call.shared.registry.change(&target, Part::Computed, |current| {
         let mut object = wanted.clone();
         let errors = kinds::core::finalize(&mut object, current);
@@ -118,8 +121,9 @@ async fn finalize(call: &Call, place: &Place, request: Request<Incoming>) -> Res
             return Err(Status::invalid("", "Namespace", object::name(current), errors));
         }
         let kept = current["metadata"].clone();
-        object["metadata"]["deletionTimestamp"] = kept["deletionTimestamp"].clone();
-        object["metadata"]["deletionGracePeriodSeconds"] = kept["deletionGracePeriodSeconds"].clone();
+        for field in ["deletionTimestamp", "deletionGracePeriodSeconds"] {
+            object::carry(&mut object["metadata"], &kept, field);
+        }
         Ok(object)
     });
     read::value(call, target.row, 200, changed.await?.object)
@@ -130,7 +134,7 @@ async fn bind(call: &Call, place: &Place, request: Request<Incoming>) -> Result<
         return Err(Status::method_not_allowed());
     }
     let body = input::object(&call.headers, request).await?;
-    let (binding, _) = write::decode_as("v1", "Binding", &body, call.query.validation()?)?;
+    let (binding, _) = write::decode_as("v1", "Binding", &body, call.query.validation())?;
     let mut place = place.clone();
     if place.name.is_empty() {
         object::name(&binding).clone_into(&mut place.name);
@@ -182,7 +186,7 @@ async fn ephemeral(call: &Call, place: &Place, request: Request<Incoming>) -> Re
         return Err(Status::method_not_allowed());
     }
     let kind = if patching { Some(write::patch_type(call)?) } else { None };
-    let validation = call.query.validation()?;
+    let validation = call.query.validation();
     let incoming = match kind {
         Some(_) => input::json(&input::body(request).await?)?,
         None => write::decode(row, &input::object(&call.headers, request).await?, validation)?.0,
@@ -219,7 +223,7 @@ async fn token(call: &Call, place: &Place, request: Request<Incoming>) -> Result
         "authentication.k8s.io/v1",
         "TokenRequest",
         &body,
-        call.query.validation()?,
+        call.query.validation(),
     )?;
     let given = call
         .shared
@@ -242,7 +246,12 @@ async fn evict(call: &Call, place: &Place, request: Request<Incoming>) -> Result
             )));
         }
     };
-    let (eviction, _) = write::decode_as(version, "Eviction", &body, call.query.validation()?)?;
+    let (eviction, _) = write::decode_as(version, "Eviction", &body, call.query.validation())?;
+    if object::name(&eviction) != place.name {
+        return Err(Status::bad_request(
+            "name in URL does not match name in Eviction object",
+        ));
+    }
     let mut target = write::target(call, place)?;
     let dry = object::items(&eviction, "/deleteOptions/dryRun")
         .iter()
@@ -342,12 +351,12 @@ pub(super) async fn review(
     if call.method != Method::POST || !place.name.is_empty() {
         return Err(Status::method_not_allowed());
     }
-    if kind.namespaced != !place.namespace.is_empty() {
+    if kind.namespaced == place.namespace.is_empty() {
         return Err(Status::no_such_path());
     }
     let body = input::object(&call.headers, request).await?;
     let version = format!("{}/{}", kind.group, kind.version);
-    let (object, warnings) = write::decode_as(&version, kind.kind, &body, call.query.validation()?)?;
+    let (object, warnings) = write::decode_as(&version, kind.kind, &body, call.query.validation())?;
     let reviewed = reviews::create(&call.shared.auth, &call.identity, kind.plural, &place.namespace, object)?;
     let mut response = answer::json(201, &reviewed);
     answer::warn(&mut response, &warnings);

@@ -14,9 +14,9 @@ use hyper::body::Frame;
 use serde_json::{Value, json};
 use tokio::time::{Instant, sleep_until};
 
+use super::Call;
 use super::answer::{self, Shape};
 use super::read::{self, Scope};
-use super::{Call, input::Query};
 use crate::kubelet::Body;
 use crate::status::Status;
 use crate::store::{Change, Stored, Watch};
@@ -80,12 +80,11 @@ fn begin(call: &Call, scope: Scope) -> Result<Result<Following, Status>, Status>
         include: IncludeObject::parse(query.get("includeObject"))?,
         bookmarks: query.flag("allowWatchBookmarks"),
     };
-    let initial_events = wants_initial(query)?;
+    let wants_initial = !query.get("sendInitialEvents").is_empty();
+    let initial_events = wants_initial.then(|| query.flag("sendInitialEvents"));
     let asked = match query.get("resourceVersion") {
         "" => 0,
-        text => text
-            .parse()
-            .map_err(|_| Status::bad_request(format!("resourceVersion {text:?}: must be a whole number")))?,
+        text => read::parse_version(text).map_err(|why| Status::new(500, "", why))?,
     };
     let namespace = scope.namespace.as_deref();
     let storage = scope.row.storage;
@@ -108,7 +107,7 @@ fn begin(call: &Call, scope: Scope) -> Result<Result<Following, Status>, Status>
     };
     let seconds = query
         .number("timeoutSeconds")?
-        .filter(|s| *s > 0)
+        .and_then(|seconds| u64::try_from(seconds).ok().filter(|seconds| *seconds > 0))
         .map(Duration::from_secs);
     let start = Instant::now();
     Ok(Ok(Following {
@@ -122,24 +121,6 @@ fn begin(call: &Call, scope: Scope) -> Result<Result<Following, Status>, Status>
         end: start + seconds.unwrap_or(LONGEST).min(LONGEST),
         over: false,
     }))
-}
-
-/// `sendInitialEvents`, with the real server's rules for its companions.
-fn wants_initial(query: &Query) -> Result<Option<bool>, Status> {
-    if query.get("sendInitialEvents").is_empty() {
-        if !query.get("resourceVersionMatch").is_empty() {
-            return Err(Status::bad_request(
-                "resourceVersionMatch is forbidden for watch unless sendInitialEvents is provided",
-            ));
-        }
-        return Ok(None);
-    }
-    if query.get("resourceVersionMatch") != "NotOlderThan" {
-        return Err(Status::bad_request(
-            "sendInitialEvents requires setting resourceVersionMatch to NotOlderThan",
-        ));
-    }
-    Ok(Some(query.flag("sendInitialEvents")))
 }
 
 impl Following {
@@ -207,11 +188,24 @@ impl Following {
             match (was, is) {
                 (false, true) => self.push(&mut out, "ADDED", &change.object),
                 (true, true) => self.push(&mut out, "MODIFIED", &change.object),
-                (true, false) => self.push(&mut out, "DELETED", &change.object),
+                (true, false) => self.push_gone(&mut out, change),
                 (false, false) => {}
             }
         }
         Bytes::from(out)
+    }
+
+    /// An object that is gone, or no longer among those that are looked at: as it last was there, in the version of the change.
+    fn push_gone(&mut self, out: &mut Vec<u8>, change: &Change) {
+        let last = change.previous.as_ref().filter(|_| !change.deleted);
+        let Some(last) = last else {
+            return self.push(out, "DELETED", &change.object);
+        };
+        let version = change.object.resource_version;
+        let mut object = last.value();
+        object["metadata"]["resourceVersion"] = version.to_string().into();
+        let shown = self.shaped(read::in_version(self.scope.row, object), version);
+        out.extend_from_slice(&event("DELETED", &shown));
     }
 
     fn push(&mut self, out: &mut Vec<u8>, kind: &str, stored: &Stored) {
@@ -230,7 +224,7 @@ impl Following {
     fn shaped(&mut self, object: Value, version: u64) -> Value {
         match self.look.shape {
             Shape::Full => object,
-            Shape::Metadata => answer::metadata_of(&object),
+            Shape::Metadata => table::partial(object),
             Shape::Table => {
                 let meta = ListMeta {
                     resource_version: version.to_string(),
@@ -244,7 +238,7 @@ impl Following {
 
     fn bookmark(&self, ends_initial: bool) -> Bytes {
         let row = self.scope.row;
-        let mut metadata = json!({"resourceVersion": self.watch.seen().to_string(), "creationTimestamp": null});
+        let mut metadata = json!({"resourceVersion": self.watch.seen().to_string()});
         if ends_initial {
             metadata["annotations"] = json!({"k8s.io/initial-events-end": "true"});
         }
@@ -254,7 +248,8 @@ impl Following {
         };
         let object = json!({"kind": kind, "apiVersion": version, "metadata": metadata});
         if self.look.shape == Shape::Table {
-            let rows = json!([{"cells": [], "object": {"kind": "PartialObjectMetadata", "apiVersion": "meta.k8s.io/v1", "metadata": object["metadata"]}}]);
+            let cells = table::cells_of(row, &object);
+            let rows = json!([{"cells": cells, "object": {"kind": "PartialObjectMetadata", "apiVersion": "meta.k8s.io/v1", "metadata": object["metadata"]}}]);
             let table = json!({"kind": "Table", "apiVersion": "meta.k8s.io/v1", "metadata": {"resourceVersion": object["metadata"]["resourceVersion"]},
                                "columnDefinitions": null, "rows": rows});
             return event("BOOKMARK", &table);

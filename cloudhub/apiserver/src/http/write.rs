@@ -12,7 +12,7 @@ use crate::kinds::Row;
 use crate::kubelet::Body;
 use crate::object;
 use crate::patch::{self, PatchType};
-use crate::registry::{DeleteOptions, Part, Target, Written};
+use crate::registry::{self, DeleteOptions, Part, Target, Written};
 use crate::schema;
 use crate::status::Status;
 
@@ -35,7 +35,7 @@ pub(super) fn target<'a>(call: &'a Call, place: &'a Place) -> Result<Target<'a>,
         namespace: if row.namespaced { &place.namespace } else { "" },
         name: &place.name,
         subresource: &place.subresource,
-        dry_run: call.query.dry_run()?,
+        dry_run: call.query.dry_run(&call.method)?,
     })
 }
 
@@ -76,7 +76,7 @@ async fn create(call: &Call, place: &Place, request: Request<Incoming>) -> Resul
         return Err(Status::method_not_allowed());
     }
     let body = input::object(&call.headers, request).await?;
-    let (object, mut warnings) = decode(target.row, &body, call.query.validation()?)?;
+    let (object, mut warnings) = decode(target.row, &body, call.query.validation())?;
     target.name = "";
     let written = call.shared.registry.create(&target, object).await?;
     warnings.extend(written.warnings);
@@ -105,7 +105,8 @@ pub(super) async fn change(
 
 async fn put(call: &Call, target: &Target<'_>, part: Part, request: Request<Incoming>) -> Result<Written, Status> {
     let body = input::object(&call.headers, request).await?;
-    let (object, mut warnings) = decode(target.row, &body, call.query.validation()?)?;
+    let (object, mut warnings) = decode(target.row, &body, call.query.validation())?;
+    registry::is_of_url(target, &object)?;
     let mut written = call
         .shared
         .registry
@@ -118,17 +119,15 @@ async fn put(call: &Call, target: &Target<'_>, part: Part, request: Request<Inco
 /// The kind of patch that a request brings.
 pub(super) fn patch_type(call: &Call) -> Result<PatchType, Status> {
     let media = input::content_type(&call.headers);
-    PatchType::of_media_type(media).ok_or_else(|| {
-        Status::unsupported_media_type(format!(
-            "the body of the request was in an unknown format - accepted media types include: application/json-patch+json, \
-             application/merge-patch+json, application/strategic-merge-patch+json (this one is {media:?})"
-        ))
+    PatchType::of_media_type(media).ok_or_else(|| Status {
+        details: Some(Box::default()),
+        ..Status::unsupported_media_type("415: Unsupported Media Type")
     })
 }
 
 async fn patch(call: &Call, target: &Target<'_>, part: Part, request: Request<Incoming>) -> Result<Written, Status> {
     let kind = patch_type(call)?;
-    let validation = call.query.validation()?;
+    let validation = call.query.validation();
     let body = input::json(&input::body(request).await?)?;
     let row = target.row;
     let version = row.api_version();
@@ -176,11 +175,9 @@ async fn delete_options(call: &Call, request: Request<Incoming>) -> Result<(Dele
     if !body.is_object() {
         return Err(Status::bad_request("the body is no DeleteOptions"));
     }
-    for field in ["propagationPolicy"] {
-        let asked = call.query.get(field);
-        if !asked.is_empty() {
-            body[field] = asked.into();
-        }
+    let asked = call.query.get("propagationPolicy");
+    if !asked.is_empty() {
+        body["propagationPolicy"] = asked.into();
     }
     if let Some(seconds) = call.query.number("gracePeriodSeconds")? {
         body["gracePeriodSeconds"] = seconds.into();
@@ -228,7 +225,7 @@ async fn delete_collection(call: &Call, place: &Place, request: Request<Incoming
         target.name = &stored.key.name;
         target.dry_run |= dry;
         match call.shared.registry.delete(&target, &options).await {
-            Ok(deleted) => items.push(read::in_version(scope.row, deleted.object)),
+            Ok(deleted) => items.push(read::item(read::in_version(scope.row, deleted.object))),
             // Somebody else was faster.
             Err(status) if status.code == 404 => {}
             Err(status) => return Err(status),

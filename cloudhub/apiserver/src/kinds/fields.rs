@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 
 pub(crate) use at::At;
 pub(crate) use quantity::Quantity;
-pub(crate) use selector::{is_empty_selector, is_selector, labels_text, selector_matches, selector_text};
+pub(crate) use selector::{is_empty_selector, labels_text, selector_text};
 
 use crate::object::items;
 use crate::status::Errors;
@@ -90,22 +90,6 @@ pub(crate) fn is_dns1123_subdomain(value: &str) -> Vec<String> {
             "a lowercase RFC 1123 subdomain must consist of lower case alphanumeric characters, '-' or '.', and must start and end with an alphanumeric character",
             &format!("{LABEL_FORMAT}(\\.{LABEL_FORMAT})*"),
             &["example.com"],
-        ));
-    }
-    wrong
-}
-
-/// A DNS label that begins with a letter: what a Service is called.
-pub(crate) fn is_dns1035_label(value: &str) -> Vec<String> {
-    let mut wrong = Vec::new();
-    if value.len() > 63 {
-        wrong.push(no_more_than(63));
-    }
-    if !matches_label(value) || !value.starts_with(|c: char| c.is_ascii_lowercase()) {
-        wrong.push(pattern(
-            "a DNS-1035 label must consist of lower case alphanumeric characters or '-', start with an alphabetic character, and end with an alphanumeric character",
-            "[a-z]([-a-z0-9]*[a-z0-9])?",
-            &["my-name", "abc-123"],
         ));
     }
     wrong
@@ -322,7 +306,6 @@ mod tests {
         );
         assert!(is_dns1123_subdomain("a.b-c.d").is_empty());
         assert_eq!(is_dns1123_subdomain("a..b").len(), 1);
-        assert!(!is_dns1035_label("1a").is_empty());
         assert!(is_config_key("..a").contains(&"must not start with '..'".to_owned()));
         assert!(is_env_name("A B").is_empty());
         assert!(!is_env_name("A=B").is_empty());

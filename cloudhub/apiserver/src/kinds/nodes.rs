@@ -9,7 +9,6 @@ use super::services::{is_cidr, is_ipv6};
 use super::{Column, Row, Strategy, column, number, wide};
 use crate::object::{self, carry, default, items, map, text};
 use crate::status::Errors;
-use crate::store::Store;
 
 pub(super) const ROWS: &[Row] = &[
     Row {
@@ -65,7 +64,7 @@ pub(super) const ROWS: &[Row] = &[
         short_names: &["pc"],
         categories: &[],
         namespaced: false,
-        storage: PRIORITY_CLASSES,
+        storage: "priorityclasses",
         status: false,
         scale: false,
         generation: false,
@@ -77,7 +76,8 @@ pub(super) const ROWS: &[Row] = &[
                 kind: "boolean",
                 priority: 0,
             },
-            wide("PreemptionPolicy"),
+            column("Age"),
+            column("PreemptionPolicy"),
         ],
         strategy: &PriorityClasses,
     },
@@ -100,7 +100,6 @@ pub(super) const ROWS: &[Row] = &[
     },
 ];
 
-const PRIORITY_CLASSES: &str = "priorityclasses";
 const IMMUTABLE: &str = "field is immutable";
 
 #[derive(Debug)]
@@ -181,7 +180,8 @@ impl Strategy for Nodes {
         let addresses = items(object, "/status/addresses");
         for (index, address) in addresses.iter().enumerate() {
             if addresses[..index].contains(address) {
-                errors.duplicate(format!("status.addresses[{index}]"), address);
+                let shown = json!({"Type": address["type"], "Address": address["address"]});
+                errors.duplicate(format!("status.addresses[{index}]"), &shown);
             }
         }
     }
@@ -249,7 +249,7 @@ fn taints_make_sense(taints: &[Value], errors: &mut Errors) {
         }
         if !seen.insert((key, effect)) {
             let taint = json!({"Key": key, "Value": value, "Effect": effect, "TimeAdded": taint.get("timeAdded")});
-            errors.duplicate(field, &taint);
+            errors.duplicate_because(field, &taint, "taints must be unique by key and effect pair");
         }
     }
 }
@@ -342,6 +342,14 @@ fn node_cells(node: &Value) -> Vec<Value> {
 struct Leases;
 
 impl Strategy for Leases {
+    fn default(&self, object: &mut Value) {
+        // Of CoordinatedLeaderElection, which the real server has switched off.
+        if let Some(spec) = object.get_mut("spec").and_then(Value::as_object_mut) {
+            spec.shift_remove("strategy");
+            spec.shift_remove("preferredHolder");
+        }
+    }
+
     fn validate(&self, object: &Value, errors: &mut Errors) {
         let field = |name: &str| object.get("spec").and_then(|s| s.get(name)).filter(|v| !v.is_null());
         if let Some(seconds) = field("leaseDurationSeconds").filter(|v| v.as_i64().is_some_and(|n| n <= 0)) {
@@ -349,12 +357,6 @@ impl Strategy for Leases {
         }
         if let Some(count) = field("leaseTransitions").filter(|v| v.as_i64().is_some_and(|n| n < 0)) {
             errors.invalid("spec.leaseTransitions", count, "must be greater than or equal to 0");
-        }
-        let strategy = field("strategy").filter(|s| *s != "");
-        if let Some(strategy) = strategy {
-            one_of(errors, "spec.strategy", strategy, &["OldestEmulationVersion"]);
-        } else if field("preferredHolder").is_some_and(|h| h != "") {
-            errors.forbidden("spec.preferredHolder", "may only be specified if `strategy` is defined");
         }
     }
 
@@ -411,7 +413,7 @@ impl Strategy for PriorityClasses {
             errors,
             "preemptionPolicy",
             &object["preemptionPolicy"],
-            &["Never", "PreemptLowerPriority"],
+            &["PreemptLowerPriority", "Never"],
         );
     }
 
@@ -449,21 +451,6 @@ fn is_no_system_class(name: &str, value: i64, global_default: bool) -> Option<St
         return Some(format!("value of {name} PriorityClass must be {right}"));
     }
     global_default.then(|| format!("globalDefault of {name} PriorityClass must be false"))
-}
-
-/// For admission: why `class` may not be the default of the cluster; None where it does not want to be or no other one is.
-pub(crate) fn second_global_default(store: &Store, class: &Value) -> Option<String> {
-    if !is_global_default(class) {
-        return None;
-    }
-    let (_, classes) = store.list(PRIORITY_CLASSES, None, None, usize::MAX);
-    let other = classes
-        .iter()
-        .find(|c| c.key.name != object::name(class) && is_global_default(&c.value()))?;
-    let name = &other.key.name;
-    Some(format!(
-        "PriorityClass {name} is already marked as default. Only one default can exist"
-    ))
 }
 
 #[derive(Debug)]
@@ -590,7 +577,7 @@ mod tests {
         assert_eq!(
             faults(&Nodes, &node),
             [
-                "metadata.taints[1]: Duplicate value: {\"Key\":\"a\",\"Value\":\"b\",\"Effect\":\"NoSchedule\",\"TimeAdded\":null}",
+                "metadata.taints[1]: Duplicate value: {\"Key\":\"a\",\"Value\":\"b\",\"Effect\":\"NoSchedule\",\"TimeAdded\":null}: taints must be unique by key and effect pair",
                 "metadata.taints[2].effect: Unsupported value: \"No\": supported values: \"NoSchedule\", \"PreferNoSchedule\", \"NoExecute\"",
                 "metadata.taints[3].effect: Required value"
             ]
@@ -643,13 +630,10 @@ mod tests {
 
     #[test]
     fn a_lease_lasts_longer_than_nothing() {
-        let lease = json!({"spec": {"leaseDurationSeconds": 0, "preferredHolder": "a"}});
+        let lease = json!({"spec": {"leaseDurationSeconds": 0}});
         assert_eq!(
             faults(&Leases, &lease),
-            [
-                "spec.leaseDurationSeconds: Invalid value: 0: must be greater than 0",
-                "spec.preferredHolder: Forbidden: may only be specified if `strategy` is defined"
-            ]
+            ["spec.leaseDurationSeconds: Invalid value: 0: must be greater than 0",]
         );
     }
 
@@ -681,23 +665,6 @@ mod tests {
                 "value: Forbidden: may not be changed in an update.",
                 "preemptionPolicy: Invalid value: \"Never\": field is immutable"
             ]
-        );
-    }
-
-    #[tokio::test]
-    async fn one_priority_class_is_the_default() {
-        let folder = tempfile::tempdir().unwrap();
-        let (store, committer) = Store::open(folder.path()).unwrap();
-        let mut tasks = tokio::task::JoinSet::new();
-        tasks.spawn(committer.run());
-        let class = |name: &str| json!({"metadata": {"name": name}, "globalDefault": true});
-        let key = crate::store::Key::new(PRIORITY_CLASSES, "", "a");
-        store.put(key, crate::store::Expect::Absent, class("a")).await.unwrap();
-        assert_eq!(second_global_default(&store, &class("a")), None);
-        assert_eq!(second_global_default(&store, &json!({"metadata": {"name": "b"}})), None);
-        assert_eq!(
-            second_global_default(&store, &class("b")).unwrap(),
-            "PriorityClass a is already marked as default. Only one default can exist"
         );
     }
 

@@ -23,7 +23,6 @@ use serde_json::{Value, json};
 
 pub(crate) use binding::{bind, set_condition};
 pub(crate) use defaults::template as default_template;
-pub(crate) use printing::human_duration;
 pub(crate) use update::{prepare_ephemeral, same, validate_ephemeral};
 pub(crate) use validation::template as validate_template;
 
@@ -156,8 +155,21 @@ pub(crate) fn spec_warnings(object: &Value, path: &str) -> Vec<String> {
             ));
         }
     }
+    for volume in items(object, "/spec/volumes") {
+        let sources = items(volume, "/projected/sources");
+        if sources
+            .iter()
+            .any(|source| source.as_object().is_none_or(serde_json::Map::is_empty))
+        {
+            warnings.push(format!(
+                "volume {:?} (Projected) has no sources provided",
+                text(volume, "/name")
+            ));
+        }
+    }
     for list in ["initContainers", "containers"] {
         for (index, container) in items(object, &format!("/spec/{list}")).iter().enumerate() {
+            fractions(&mut warnings, container, &format!("{path}.{list}[{index}]"));
             hidden_variables(&mut warnings, container, &format!("{path}.{list}[{index}]"));
         }
     }
@@ -170,6 +182,20 @@ pub(crate) fn spec_warnings(object: &Value, path: &str) -> Vec<String> {
         ));
     }
     warnings
+}
+
+/// A part of a byte is none.
+fn fractions(warnings: &mut Vec<String>, container: &Value, path: &str) {
+    for list in ["limits", "requests"] {
+        for name in ["ephemeral-storage", "memory"] {
+            let amount = text(container, &format!("/resources/{list}/{name}"));
+            if amount.ends_with('m') {
+                warnings.push(format!(
+                    "{path}.resources.{list}[{name}]: fractional byte value {amount:?} is invalid, must be an integer"
+                ));
+            }
+        }
+    }
 }
 
 fn hidden_variables(warnings: &mut Vec<String>, container: &Value, path: &str) {

@@ -5,11 +5,12 @@
 
 use serde_json::{Value, json};
 
-use crate::kinds::fields::{At, is_selector, label_selector, selector_matches};
+use crate::kinds::fields::{At, label_selector};
 use crate::kinds::pods::set_condition;
 use crate::kinds::workloads::{at_most_all, number_or_percent};
 use crate::kinds::{Row, Strategy, column, number};
 use crate::object::{default, is_deleting, items, map, name, namespace, now, text, timestamp};
+use crate::selector::Labels;
 use crate::status::{Cause, Errors, Status};
 
 pub(super) const ROWS: &[Row] = &[Row {
@@ -60,7 +61,10 @@ impl Strategy for Budgets {
         let spec = At::root(object).child("spec");
         let (least, most) = (spec.child("minAvailable"), spec.child("maxUnavailable"));
         if least.is_set() && most.is_set() {
-            spec.invalid(errors, "minAvailable and maxUnavailable cannot be both set");
+            // Shown as the real server's own type has it.
+            let shown = json!({"MinAvailable": least.value, "Selector": spec.child("selector").value, "MaxUnavailable": most.value,
+                               "UnhealthyPodEvictionPolicy": spec.child("unhealthyPodEvictionPolicy").value});
+            errors.invalid(&spec.path, &shown, "minAvailable and maxUnavailable cannot be both set");
         }
         for bound in [least, most].into_iter().filter(At::is_set) {
             number_or_percent(errors, &bound);
@@ -118,10 +122,8 @@ pub(crate) fn skips_budgets(pod: &Value) -> bool {
 
 /// Whether the budget is about this pod.
 pub(crate) fn covers(budget: &Value, pod: &Value) -> bool {
-    let selector = budget.pointer("/spec/selector");
-    namespace(budget) == namespace(pod)
-        && selector.is_none_or(is_selector)
-        && selector_matches(selector, pod.pointer("/metadata/labels"))
+    let selector = Labels::of_object(budget.pointer("/spec/selector").unwrap_or(&Value::Null));
+    namespace(budget) == namespace(pod) && selector.is_ok_and(|s| s.matches_map(pod.pointer("/metadata/labels")))
 }
 
 /// The refusal where more than one budget covers the pod.

@@ -152,7 +152,7 @@ struct Bindings {
 
 impl Strategy for Bindings {
     fn default(&self, object: &mut Value) {
-        if text(object, "/roleRef/apiGroup").is_empty() && object.get("roleRef").is_some() {
+        if text(object, "/roleRef/apiGroup").is_empty() {
             map(object, "roleRef").insert("apiGroup".into(), json!(GROUP));
         }
         let subjects = object.get_mut("subjects").and_then(Value::as_array_mut);

@@ -75,6 +75,14 @@ impl Strategy for Services {
         validate::update(object, current, errors);
     }
 
+    fn validate_status(&self, object: &Value, _current: &Value, errors: &mut Errors) {
+        for (index, ingress) in items(object, "/status/loadBalancer/ingress").iter().enumerate() {
+            if let Some(ip) = ingress.get("ip") {
+                validate::is_ip(errors, &format!("status.loadBalancer.ingress[{index}].ip"), ip);
+            }
+        }
+    }
+
     fn warnings(&self, object: &Value) -> Vec<String> {
         let mut warnings = vec![
             "nothing routes Services yet: Kedge has no pod network, this one only reserves its address".to_owned(),
@@ -93,6 +101,12 @@ impl Strategy for Services {
             if text(object, "/spec/sessionAffinity") != "None" {
                 warnings.push("spec.SessionAffinity is ignored for headless services".into());
             }
+        }
+        if !items(object, "/spec/externalIPs").is_empty() {
+            warnings.push("spec.externalIPs is deprecated and may no longer be implemented in some clusters".into());
+        }
+        if text(object, "/spec/trafficDistribution") == "PreferClose" {
+            warnings.push("spec.trafficDistribution: \"PreferClose\" is deprecated; use \"PreferSameZone\"".into());
         }
         warnings
     }
@@ -186,6 +200,14 @@ fn defaults(service: &mut Value) {
         _ => {}
     }
     default_word(service, "type", "ClusterIP");
+    let ingress = service
+        .pointer_mut("/status/loadBalancer/ingress")
+        .and_then(Value::as_array_mut);
+    for ingress in ingress.into_iter().flatten().filter_map(Value::as_object_mut) {
+        if ingress.contains_key("ip") {
+            default(ingress, "ipMode", "VIP");
+        }
+    }
     for port in ports_mut(service) {
         let number = port.get("port").cloned();
         let Some(port) = port.as_object_mut() else { continue };
@@ -306,7 +328,7 @@ fn drop_by_type(service: &mut Value, current: &Value) {
             remove(service, "clusterIP");
             remove(service, "clusterIPs");
         }
-        for field in ["ipFamilies", "ipFamilyPolicy"] {
+        for field in ["ipFamilies", "ipFamilyPolicy", "internalTrafficPolicy"] {
             if same(service, current, field) {
                 remove(service, field);
             }

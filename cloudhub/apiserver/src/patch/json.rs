@@ -22,7 +22,7 @@ const MAX_DEPTH: usize = 100;
 pub(super) fn apply(current: &Value, patch: &Value) -> Result<Value, Status> {
     let Value::Array(operations) = patch else {
         return Err(Status::bad_request(
-            "error decoding patch: json: cannot unmarshal a value that is no list into Go value of type []handlers.jsonPatchOp",
+            "error decoding patch: json: cannot unmarshal object into Go value of type []handlers.jsonPatchOp",
         ));
     };
     if operations.len() > MAX_OPERATIONS {
@@ -97,7 +97,14 @@ impl Document {
             "replace" => {
                 let value = operation.value?.clone();
                 fits(path, &value)?;
-                *self.find(path)? = value;
+                match self.find(path) {
+                    Some(at) => *at = value,
+                    // The real server's library replaces what is not there, in an object.
+                    None => {
+                        let (last, parent) = path.split_last()?;
+                        self.find(parent)?.as_object_mut()?.insert(last.clone(), value);
+                    }
+                }
                 Some(())
             }
             "move" => {
@@ -269,7 +276,7 @@ mod tests {
         let current = json!({"a": [1], "b": {"c": 1}});
         let cases = [
             json!([{"op": "remove", "path": "/x"}]),
-            json!([{"op": "replace", "path": "/x", "value": 1}]),
+            json!([{"op": "replace", "path": "/x/y", "value": 1}]),
             json!([{"op": "add", "path": "/x/y", "value": 1}]),
             json!([{"op": "add", "path": "/a/2", "value": 1}]),
             json!([{"op": "add", "path": "/a/01", "value": 1}]),

@@ -7,7 +7,7 @@ use super::{Registry, Target, Written, metadata, unavailable};
 use crate::auth::admission::Operation;
 use crate::kinds::Row;
 use crate::object;
-use crate::status::Status;
+use crate::status::{Errors, Status};
 use crate::store::{Expect, WriteError};
 
 const ORPHAN: &str = "orphan";
@@ -15,7 +15,7 @@ const FOREGROUND: &str = "foregroundDeletion";
 
 /// `meta/v1 DeleteOptions`, as far as they are served.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct DeleteOptions {
+pub(crate) struct DeleteOptions {
     /// Seconds; None = the object's own.
     pub grace: Option<i64>,
     /// `Orphan`, `Background`, `Foreground`, or "".
@@ -31,15 +31,15 @@ impl DeleteOptions {
     ///
     /// # Errors
     /// 400 for fields that contradict each other or are no numbers.
-    pub fn parse(body: &Value) -> Result<Self, Status> {
+    pub(crate) fn parse(body: &Value) -> Result<Self, Status> {
         let mut options = Self::default();
         match &body["gracePeriodSeconds"] {
             Value::Null => {}
             grace => {
-                let seconds = grace.as_i64().filter(|s| *s >= 0);
-                let fault =
-                    || Status::bad_request(format!("gracePeriodSeconds {grace}: must be a whole number, 0 or more"));
-                options.grace = Some(seconds.ok_or_else(fault)?);
+                let fault = || Status::bad_request(format!("gracePeriodSeconds {grace}: must be a whole number"));
+                let seconds = grace.as_i64().ok_or_else(fault)?;
+                // As the real server: what is negative is one second.
+                options.grace = Some(if seconds < 0 { 1 } else { seconds });
             }
         }
         options.propagation = object::text(body, "/propagationPolicy").to_owned();
@@ -50,10 +50,10 @@ impl DeleteOptions {
             options.propagation.as_str(),
             "" | ORPHAN_POLICY | "Background" | "Foreground"
         ) {
-            return Err(Status::bad_request(format!(
-                "propagationPolicy {:?}: must be Orphan, Background or Foreground",
-                options.propagation
-            )));
+            let mut errors = Errors::default();
+            let known = ["Foreground", "Background", ORPHAN_POLICY, "nil"];
+            errors.not_supported("propagationPolicy", &json!(options.propagation), &known);
+            return Err(Status::invalid("meta.k8s.io", "DeleteOptions", "", errors));
         }
         let text = |pointer: &str| body.pointer(pointer).and_then(Value::as_str).map(str::to_owned);
         options.uid = text("/preconditions/uid");
@@ -66,7 +66,7 @@ const ORPHAN_POLICY: &str = "Orphan";
 
 /// What became of a deletion.
 #[derive(Debug)]
-pub struct Deleted {
+pub(crate) struct Deleted {
     /// The object's last state, or its state while it waits.
     pub object: Value,
     /// Whether it is gone.
@@ -92,7 +92,7 @@ impl Registry {
     ///
     /// # Errors
     /// 403, 404, 409 as the real server.
-    pub async fn delete(&self, target: &Target<'_>, options: &DeleteOptions) -> Result<Deleted, Status> {
+    pub(crate) async fn delete(&self, target: &Target<'_>, options: &DeleteOptions) -> Result<Deleted, Status> {
         for _ in 0..super::RETRIES {
             let stored = self.store.latest(&target.key()).ok_or_else(|| target.not_found())?;
             let current = stored.value();
@@ -102,6 +102,11 @@ impl Registry {
             self.admission.validate(&request)?;
             let object = plan(target.row, options, &current);
             let gone = is_over(target.row, &object);
+            let object = if gone {
+                last_state(target.row, object, &current)
+            } else {
+                object
+            };
             if target.dry_run || (!gone && super::same(&object, &current)) {
                 return Ok(Deleted { object, gone });
             }
@@ -128,17 +133,21 @@ impl Registry {
 }
 
 fn check(target: &Target<'_>, options: &DeleteOptions, current: &Value) -> Result<(), Status> {
+    // The real server names the kind here, not the resource.
+    let conflict = |why: String| Status::conflict(target.row.group, target.row.kind, target.name, &why);
     let is = object::uid(current);
     if let Some(uid) = options.uid.as_ref().filter(|uid| *uid != is) {
-        let why = format!("Precondition failed: UID in precondition: {uid}, UID in object meta: {is}");
-        return Err(target.conflict(&why));
+        return Err(conflict(format!(
+            "the UID in the precondition ({uid}) does not match the UID in record ({is}). The object might have been deleted and \
+             then recreated"
+        )));
     }
     let is = object::text(current, "/metadata/resourceVersion");
     if let Some(version) = options.resource_version.as_ref().filter(|version| *version != is) {
-        let why = format!(
-            "Precondition failed: ResourceVersion in precondition: {version}, ResourceVersion in object meta: {is}"
-        );
-        return Err(target.conflict(&why));
+        return Err(conflict(format!(
+            "the ResourceVersion in the precondition ({version}) does not match the ResourceVersion in record ({is}). The object \
+             might have been modified"
+        )));
     }
     Ok(())
 }
@@ -165,7 +174,10 @@ fn plan(row: &Row, options: &DeleteOptions, current: &Value) -> Value {
             "deletionTimestamp".into(),
             object::timestamp(from + Duration::seconds(grace)).into(),
         );
-        metadata.insert("deletionGracePeriodSeconds".into(), grace.into());
+        // The real server's namespaces have a deletion of their own.
+        if row.plural != "namespaces" {
+            metadata.insert("deletionGracePeriodSeconds".into(), grace.into());
+        }
     }
     if !began && row.generation {
         let generation = current
@@ -177,6 +189,18 @@ fn plan(row: &Row, options: &DeleteOptions, current: &Value) -> Value {
     if row.plural == "namespaces" {
         crate::kinds::core::begin_namespace_deletion(&mut object);
     }
+    object
+}
+
+/// What is told of an object that is gone: one that waited for nothing was never marked.
+fn last_state(row: &Row, mut object: Value, current: &Value) -> Value {
+    if object::is_deleting(current) || row.strategy.grace(current, None).is_some() {
+        return object;
+    }
+    let metadata = object::metadata(&mut object);
+    metadata.shift_remove("deletionTimestamp");
+    metadata.shift_remove("deletionGracePeriodSeconds");
+    object::carry(&mut object["metadata"], &current["metadata"], "generation");
     object
 }
 

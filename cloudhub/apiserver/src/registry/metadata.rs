@@ -31,11 +31,6 @@ pub(super) fn name(target: &Target<'_>, object: &mut Value) -> Result<(), Status
             "the namespace of the provided object does not match the namespace sent on the request",
         ));
     }
-    if !object::text(object, "/metadata/resourceVersion").is_empty() {
-        return Err(Status::bad_request(
-            "resourceVersion should not be set on objects to be created",
-        ));
-    }
     let prefix = object::text(object, "/metadata/generateName").to_owned();
     if object::name(object).is_empty() && !prefix.is_empty() {
         let base: String = prefix.chars().take(MAX_GENERATED).collect();
@@ -47,6 +42,18 @@ pub(super) fn name(target: &Target<'_>, object: &mut Value) -> Result<(), Status
     Ok(())
 }
 
+/// Refuses a version of an object that is not there yet. The real server's store says so, which a dry run does not reach.
+pub(super) fn no_version(target: &Target<'_>, object: &Value) -> Result<(), Status> {
+    if target.dry_run || object::text(object, "/metadata/resourceVersion").is_empty() {
+        return Ok(());
+    }
+    Err(Status::new(
+        500,
+        "",
+        "resourceVersion should not be set on objects to be created",
+    ))
+}
+
 /// What a client may not say of a new object.
 pub(super) fn fresh(target: &Target<'_>, object: &mut Value) {
     let metadata = object::metadata(object);
@@ -55,7 +62,6 @@ pub(super) fn fresh(target: &Target<'_>, object: &mut Value) {
         "deletionGracePeriodSeconds",
         "selfLink",
         "managedFields",
-        "generation",
     ] {
         metadata.shift_remove(field);
     }
@@ -100,8 +106,8 @@ pub(super) fn finished(row: &Row, mut object: Value) -> Value {
     Value::Object(ordered)
 }
 
-/// Whether the writer insists on a version; refuses one that is not the current one.
-pub(super) fn precondition(target: &Target<'_>, object: &Value, current: &Value, version: u64) -> Result<bool, Status> {
+/// Refuses an object that is another than the URL says.
+pub(crate) fn is_of_url(target: &Target<'_>, object: &Value) -> Result<(), Status> {
     let name = object::name(object);
     if !name.is_empty() && name != target.name {
         return Err(Status::bad_request(format!(
@@ -115,6 +121,12 @@ pub(super) fn precondition(target: &Target<'_>, object: &Value, current: &Value,
             "the namespace of the provided object does not match the namespace sent on the request",
         ));
     }
+    Ok(())
+}
+
+/// Whether the writer insists on a version; refuses one that is not the current one.
+pub(super) fn precondition(target: &Target<'_>, object: &Value, current: &Value, version: u64) -> Result<bool, Status> {
+    is_of_url(target, object)?;
     let (uid, is) = (object::uid(object), object::uid(current));
     if !uid.is_empty() && uid != is {
         return Err(target.conflict(&format!(
@@ -178,8 +190,10 @@ pub(super) fn only_status(object: &mut Value, current: &Value) {
 }
 
 /// `generation` counts changes outside metadata and status.
-pub(super) fn count_generation(row: &Row, part: Part, object: &mut Value, current: &Value) {
-    if !row.generation || part == Part::Status {
+pub(super) fn count_generation(target: &Target<'_>, part: Part, object: &mut Value, current: &Value) {
+    let row = target.row;
+    // The real server binds a pod without its strategy, which is what counts.
+    if !row.generation || part == Part::Status || target.subresource == "binding" {
         return;
     }
     let desired = |value: &Value| {
@@ -204,6 +218,13 @@ pub(super) fn count_generation(row: &Row, part: Part, object: &mut Value, curren
 /// Checks metadata of a new object.
 pub(super) fn validate(target: &Target<'_>, object: &Value, errors: &mut Errors) {
     let name = object::name(object);
+    let prefix = object::text(object, "/metadata/generateName");
+    if !prefix.is_empty() {
+        // A suffix will follow, so its end may be a dash.
+        let whole = prefix.strip_suffix('-').map(|rest| format!("{rest}a"));
+        let faults = name_faults(target.row, whole.as_deref().unwrap_or(prefix));
+        fields::complain(errors, "metadata.generateName", &json!(prefix), faults);
+    }
     if name.is_empty() {
         errors.required("metadata.name", "name or generateName is required");
     }
@@ -218,12 +239,11 @@ pub(super) fn validate(target: &Target<'_>, object: &Value, errors: &mut Errors)
 
 fn name_faults(row: &Row, name: &str) -> Vec<String> {
     if row.strategy.any_name() {
-        let bad = name == "." || name == ".." || name.contains(['/', '%']);
-        return if bad {
-            vec!["may not be '.', '..' or contain '/' or '%'".to_owned()]
-        } else {
-            Vec::new()
-        };
+        if name == "." || name == ".." {
+            return vec![format!("may not be '{name}'")];
+        }
+        let bad = ["/", "%"].into_iter().filter(|bad| name.contains(bad));
+        return bad.map(|bad| format!("may not contain '{bad}'")).collect();
     }
     if row.strategy.label_name() {
         fields::is_dns1123_label(name)
@@ -289,29 +309,50 @@ fn validate_rest(object: &Value, errors: &mut Errors) {
             fields::is_qualified_name(finalizer),
         );
     }
+    let has = |wanted: &str| finalizers(object).any(|finalizer| finalizer == wanted);
+    if has("orphan") && has("foregroundDeletion") {
+        errors.invalid(
+            "metadata.finalizers",
+            &object["metadata"]["finalizers"],
+            "finalizer orphan and foregroundDeletion cannot be both set",
+        );
+    }
+    for (index, finalizer) in finalizers(object).enumerate() {
+        if !finalizer.contains('/') && !matches!(finalizer, "kubernetes" | "orphan" | "foregroundDeletion") {
+            errors.invalid(
+                format!("metadata.finalizers[{index}]"),
+                &json!(finalizer),
+                "name is neither a standard finalizer name nor is it fully qualified",
+            );
+        }
+    }
     owners(object, errors);
 }
 
 fn owners(object: &Value, errors: &mut Errors) {
     let owners = object::items(object, "/metadata/ownerReferences");
-    for (index, owner) in owners.iter().enumerate() {
+    for owner in owners {
         for field in ["apiVersion", "kind", "name", "uid"] {
             if object::text(owner, &format!("/{field}")).is_empty() {
                 errors.invalid(
-                    format!("metadata.ownerReferences[{index}].{field}"),
+                    format!("metadata.ownerReferences.{field}"),
                     &json!(""),
                     "must not be empty",
                 );
             }
         }
     }
-    let controllers = owners.iter().filter(|o| o["controller"] == true).count();
-    if controllers > 1 {
-        let value = Value::Array(owners.to_vec());
-        errors.invalid(
-            "metadata.ownerReferences",
-            &value,
-            "Only one reference can have Controller set to true",
-        );
+    let named = |o: &Value| format!("{}/{}", object::text(o, "/kind"), object::text(o, "/name"));
+    let controllers: Vec<String> = owners.iter().filter(|o| o["controller"] == true).map(named).collect();
+    if let [first, others @ ..] = controllers.as_slice() {
+        for other in others {
+            errors.invalid(
+                "metadata.ownerReferences",
+                &Value::Array(owners.to_vec()),
+                &format!(
+                    "Only one reference can have Controller set to true. Found \"true\" in references for {first} and {other}"
+                ),
+            );
+        }
     }
 }

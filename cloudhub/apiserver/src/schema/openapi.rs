@@ -64,7 +64,7 @@ fn make(rows: &[&Row]) -> Vec<Document> {
 }
 
 /// What `GET /openapi/v3` answers.
-pub fn openapi_index() -> Value {
+pub(crate) fn openapi_index() -> Value {
     index(documents())
 }
 
@@ -77,13 +77,13 @@ fn index(documents: &[Document]) -> Value {
 }
 
 /// What `GET /openapi/v3/PATH` answers, compressed with gzip; PATH without slashes around it.
-pub fn openapi_document_gzip(path: &str) -> Option<Bytes> {
+pub(crate) fn openapi_document_gzip(path: &str) -> Option<Bytes> {
     let document = documents().iter().find(|d| d.path == path)?;
     Some(document.gzip().clone())
 }
 
 /// The same, not compressed: for clients that do not accept gzip.
-pub fn openapi_document(path: &str) -> Option<Bytes> {
+pub(crate) fn openapi_document(path: &str) -> Option<Bytes> {
     openapi_document_gzip(path).map(|gzip| Bytes::from(unpack(&gzip)))
 }
 

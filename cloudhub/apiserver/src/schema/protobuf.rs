@@ -6,7 +6,7 @@
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use serde_json::{Map, Number, Value, json};
+use serde_json::{Map, Value, json};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
@@ -71,7 +71,8 @@ pub(super) fn value(object: &[u8], of: &'static Type) -> Result<Value, String> {
 #[derive(Debug, Clone, Copy)]
 enum Wire<'a> {
     Varint(u64),
-    Fixed(u64),
+    /// No type of ours has one.
+    Fixed,
     Bytes(&'a [u8]),
 }
 
@@ -126,20 +127,22 @@ impl<'a> Parts<'a> {
         let number = u16::try_from(key >> 3).unwrap_or(u16::MAX);
         let wire = match key & 7 {
             0 => Wire::Varint(self.varint()?),
-            1 => Wire::Fixed(little_endian(self.take(8)?)),
+            1 => {
+                self.take(8)?;
+                Wire::Fixed
+            }
             2 => {
                 let length = self.varint()?;
                 Wire::Bytes(self.take(length)?)
             }
-            5 => Wire::Fixed(little_endian(self.take(4)?)),
+            5 => {
+                self.take(4)?;
+                Wire::Fixed
+            }
             _ => return Err("illegal wire type"),
         };
         Ok((number, wire))
     }
-}
-
-fn little_endian(bytes: &[u8]) -> u64 {
-    bytes.iter().rev().fold(0, |value, byte| value << 8 | u64::from(*byte))
 }
 
 impl<'a> Iterator for Parts<'a> {
@@ -243,10 +246,6 @@ fn one(shape: Shape, wire: Wire<'_>, depth: usize) -> Result<Value, String> {
         Shape::Bytes => STANDARD.encode(wire.bytes()?).into(),
         Shape::Bool => (wire.number()? != 0).into(),
         Shape::Int32 | Shape::Int64 => wire.number()?.into(),
-        Shape::Double => match wire {
-            Wire::Fixed(bits) => Number::from_f64(f64::from_bits(bits)).map_or(Value::Null, Value::Number),
-            _ => return Err(WRONG_WIRE_TYPE.into()),
-        },
         Shape::Time | Shape::MicroTime => time(wire.bytes()?)?,
         Shape::Quantity => only(wire.bytes()?)?.map_or(Ok(Value::Null), |wire| wire.text().map(Value::from))?,
         Shape::IntOrString => int_or_string(wire.bytes()?)?,

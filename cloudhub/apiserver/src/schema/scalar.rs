@@ -47,7 +47,7 @@ const BINARY: [&str; 6] = ["Ki", "Mi", "Gi", "Ti", "Pi", "Ei"];
 /// # Errors
 ///
 /// What Go would say.
-pub(crate) fn canonical_quantity(text: &str) -> Result<String, &'static str> {
+pub(super) fn canonical_quantity(text: &str) -> Result<String, &'static str> {
     let text = text.trim();
     let (nanos, family) = parse_quantity(text).ok_or(BAD_QUANTITY)?;
     let nanos = match family {
@@ -157,6 +157,35 @@ fn write_quantity(nanos: i128, family: Family) -> String {
     format!("{number}{suffix}")
 }
 
+/// Goes through a time as Go does, up to its zone: the rest that does not fit, and the layout's element there.
+fn time_elements(text: &str, micro: bool) -> Result<(), (&str, &'static str)> {
+    let mut rest = text;
+    let elements = [
+        ("2006", ""),
+        ("01", "-"),
+        ("02", "-"),
+        ("15", "T"),
+        ("04", ":"),
+        ("05", ":"),
+    ];
+    for (element, before) in elements {
+        rest = rest.strip_prefix(before).ok_or((rest, before))?;
+        let digits = rest
+            .get(..element.len())
+            .filter(|part| part.bytes().all(|b| b.is_ascii_digit()));
+        rest = &rest[digits.ok_or((rest, element))?.len()..];
+    }
+    if micro {
+        let fraction = rest.strip_prefix('.').and_then(|part| part.get(..6));
+        let digits = fraction.filter(|part| part.bytes().all(|b| b.is_ascii_digit()));
+        let after = digits.map(|_| &rest[7..]).ok_or((rest, ".000000"))?;
+        if !after.starts_with(['Z', '+', '-']) {
+            return Err((after, "Z07:00"));
+        }
+    }
+    Ok(())
+}
+
 /// A time in UTC, in whole seconds or with six digits behind them.
 ///
 /// # Errors
@@ -168,8 +197,14 @@ pub(super) fn canonical_time(text: &str, micro: bool) -> Result<String, String> 
     } else {
         "2006-01-02T15:04:05Z07:00"
     };
+    let fault = |rest: &str, element: &str| {
+        format!("parsing time {text:?} as {layout:?}: cannot parse {rest:?} as {element:?}")
+    };
+    if let Err((rest, element)) = time_elements(text, micro) {
+        return Err(fault(rest, element));
+    }
     let at = OffsetDateTime::parse(text, &Rfc3339)
-        .map_err(|_| format!("parsing time {text:?} as {layout:?}: cannot parse {text:?}"))?
+        .map_err(|_| fault(text, "2006"))?
         .to_offset(UtcOffset::UTC);
     let (year, month, day) = at.to_calendar_date();
     let (hour, minute, second, micros) = at.to_hms_micro();
@@ -263,8 +298,13 @@ mod tests {
         let time = |t| canonical_time(t, false);
         assert_eq!(time("2026-01-02T03:04:05.6+02:00").unwrap(), "2026-01-02T01:04:05Z");
         assert_eq!(
-            canonical_time("2026-01-02T03:04:05Z", true).unwrap(),
-            "2026-01-02T03:04:05.000000Z"
+            canonical_time("2026-01-02T03:04:05.120000+01:00", true).unwrap(),
+            "2026-01-02T02:04:05.120000Z"
+        );
+        assert!(
+            canonical_time("2026-01-02T03:04:05Z", true)
+                .unwrap_err()
+                .ends_with("cannot parse \"Z\" as \".000000\"")
         );
         assert!(time("yesterday").unwrap_err().contains("cannot parse"));
     }

@@ -149,31 +149,26 @@ fn a_wrong_type_is_refused_in_gos_words() {
 }
 
 #[test]
-fn values_that_cannot_be_read_are_refused_with_their_field() {
+fn values_that_cannot_be_read_are_refused_in_their_readers_words() {
     let cases = [
-        (
-            json!({"data": {"a": "%%%"}}),
-            "Secret",
-            "Secret.data",
-            "illegal base64 data",
-        ),
+        (json!({"data": {"a": "%%%"}}), "Secret", "illegal base64 data"),
         (
             json!({"metadata": {"creationTimestamp": "today"}}),
             "Pod",
-            "ObjectMeta.metadata.creationTimestamp",
             "parsing time",
         ),
         (
             json!({"spec": {"containers": [{"resources": {"limits": {"cpu": "much"}}}]}}),
             "Pod",
-            "ResourceRequirements.spec.containers.resources.limits",
             "quantities must match",
         ),
     ];
-    for (body, kind, field, words) in cases {
+    for (body, kind, words) in cases {
         let status = decode(&serde_json::to_vec(&body).unwrap(), "v1", kind).unwrap_err();
         assert!(
-            status.message.contains(field) && status.message.contains(words),
+            status
+                .message
+                .contains(&format!(" cannot be handled as a {kind}: {words}")),
             "{}",
             status.message
         );
@@ -210,7 +205,7 @@ fn values_are_written_as_go_writes_them() {
     assert_eq!(object["spec"]["overhead"], json!({"cpu": "500m", "memory": "1Gi"}));
     assert_eq!(object["metadata"]["labels"], json!({"a": ""}));
     assert_eq!(object["status"]["startTime"], "2026-01-02T02:04:05Z");
-    let lease = json!({"spec": {"renewTime": "2026-01-02T03:04:05Z"}});
+    let lease = json!({"spec": {"renewTime": "2026-01-02T04:04:05.000000+01:00"}});
     let lease = conform(lease, "coordination.k8s.io/v1", "Lease").unwrap().object;
     assert_eq!(lease["spec"]["renewTime"], "2026-01-02T03:04:05.000000Z");
 }
@@ -236,7 +231,7 @@ fn what_go_always_writes_is_added_once() {
     assert_eq!(
         deployment,
         json!({"metadata": {}, "status": {}, "spec": {
-            "selector": null, "strategy": {}, "template": {"metadata": {}, "spec": {"containers": []}},
+            "selector": null, "strategy": {}, "template": {"metadata": {}, "spec": {"containers": null}},
         }})
     );
 }

@@ -49,8 +49,6 @@ pub(crate) enum Shape {
     Int32,
     /// A whole number.
     Int64,
-    /// A number.
-    Double,
     /// Base64.
     Bytes,
     /// RFC 3339, whole seconds.
@@ -145,7 +143,6 @@ impl Shape {
             Self::Bool => "bool".into(),
             Self::Int32 => "int32".into(),
             Self::Int64 => "int64".into(),
-            Self::Double => "float64".into(),
             Self::Bytes => "[]uint8".into(),
             Self::Quantity => "resource.Quantity".into(),
             Self::IntOrString => "intstr.IntOrString".into(),

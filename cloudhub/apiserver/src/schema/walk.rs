@@ -109,9 +109,15 @@ impl Pass {
         fields.collect::<Vec<_>>().join(".")
     }
 
-    fn refuse<E: Error>(&mut self, value: &str, what: &What, detail: &str) -> E {
+    /// What a type's own reader says, which Go hands on as it is.
+    fn refuse_text<E: Error>(&mut self, why: String) -> E {
+        self.refusal = Some(why);
+        E::custom("refused")
+    }
+
+    fn refuse<E: Error>(&mut self, value: &str, what: &What) -> E {
         let of = what.go_name();
-        let mut text = if self.path.is_empty() {
+        let text = if self.path.is_empty() {
             format!("json: cannot unmarshal {value} into Go value of type {of}")
         } else {
             let path = self.go_path();
@@ -120,10 +126,6 @@ impl Pass {
                 self.owner
             )
         };
-        if !detail.is_empty() {
-            text.push_str(": ");
-            text.push_str(detail);
-        }
         self.refusal = Some(text);
         E::custom("refused")
     }
@@ -167,7 +169,7 @@ impl What {
             Self::Scalar(Shape::Text | Shape::Bytes) => "".into(),
             Self::Scalar(Shape::Quantity) => "0".into(),
             Self::Scalar(Shape::Bool) => false.into(),
-            Self::Scalar(Shape::Int32 | Shape::Int64 | Shape::Double | Shape::IntOrString) => 0.into(),
+            Self::Scalar(Shape::Int32 | Shape::Int64 | Shape::IntOrString) => 0.into(),
             Self::List(_) | Self::Map(_) | Self::Scalar(_) => Value::Null,
         }
     }
@@ -214,21 +216,20 @@ impl Seed<'_> {
                 let seed = Seed { pass, what };
                 match seed.integer(&text, number.as_i64()) {
                     Ok(value) => Ok(value),
-                    Err(value) => Err(self.pass.refuse(&value, &what, "")),
+                    Err(value) => Err(self.pass.refuse(&value, &what)),
                 }
             }
-            What::Scalar(Shape::Double) => Ok(Value::Number(number.clone())),
             What::Scalar(Shape::Quantity) => match canonical_quantity(&text) {
                 Ok(value) => Ok(value.into()),
-                Err(why) => Err(pass.refuse(&format!("number {text}"), &what, why)),
+                Err(why) => Err(pass.refuse_text(why.to_owned())),
             },
-            _ => Err(pass.refuse("number", &what, "")),
+            _ => Err(pass.refuse("number", &what)),
         }
     }
 
     fn text<E: Error>(self, text: Cow<'_, str>) -> Result<Value, E> {
         let What::Scalar(shape) = self.what else {
-            return Err(self.pass.refuse("string", &self.what, ""));
+            return Err(self.pass.refuse("string", &self.what));
         };
         let read = match shape {
             Shape::Text | Shape::IntOrString => Ok(text.into_owned()),
@@ -236,10 +237,9 @@ impl Seed<'_> {
             Shape::Quantity => canonical_quantity(&text).map_err(str::to_owned),
             Shape::Time => canonical_time(&text, false),
             Shape::MicroTime => canonical_time(&text, true),
-            _ => return Err(self.pass.refuse("string", &self.what, "")),
+            _ => return Err(self.pass.refuse("string", &self.what)),
         };
-        read.map(Value::from)
-            .map_err(|why| self.pass.refuse("string", &self.what, &why))
+        read.map(Value::from).map_err(|why| self.pass.refuse_text(why))
     }
 
     fn fields<'de, A: MapAccess<'de>>(self, of: &'static Type, mut map: A) -> Result<Value, A::Error> {
@@ -307,7 +307,7 @@ impl<'de> Visitor<'de> for Seed<'_> {
     fn visit_bool<E: Error>(self, value: bool) -> Result<Value, E> {
         match self.what {
             What::Scalar(Shape::Bool) => Ok(Value::Bool(value)),
-            _ => Err(self.pass.refuse("bool", &self.what, "")),
+            _ => Err(self.pass.refuse("bool", &self.what)),
         }
     }
 
@@ -322,7 +322,7 @@ impl<'de> Visitor<'de> for Seed<'_> {
     fn visit_f64<E: Error>(self, value: f64) -> Result<Value, E> {
         match Number::from_f64(value) {
             Some(number) => self.number(&number),
-            None => Err(self.pass.refuse("number", &self.what, "")),
+            None => Err(self.pass.refuse("number", &self.what)),
         }
     }
 
@@ -336,7 +336,7 @@ impl<'de> Visitor<'de> for Seed<'_> {
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Value, A::Error> {
         let What::List(items) = self.what else {
-            return Err(self.pass.refuse("array", &self.what, ""));
+            return Err(self.pass.refuse("array", &self.what));
         };
         let what = What::of(*items);
         let mut out = Vec::new();
@@ -357,7 +357,7 @@ impl<'de> Visitor<'de> for Seed<'_> {
         match self.what {
             What::Struct(of) => self.fields(of, map),
             What::Map(values) => self.entries(values, map),
-            _ => Err(self.pass.refuse("object", &self.what, "")),
+            _ => Err(self.pass.refuse("object", &self.what)),
         }
     }
 }
@@ -400,9 +400,7 @@ fn leaves_out(field: &Field, value: &Value) -> bool {
         Value::Object(entries) => entries.is_empty() && matches!(field.shape, Shape::Map(_)),
         Value::String(text) => text.is_empty() && matches!(field.shape, Shape::Text | Shape::Bytes),
         Value::Bool(value) => !value && matches!(field.shape, Shape::Bool),
-        Value::Number(number) => {
-            number.as_f64() == Some(0.0) && matches!(field.shape, Shape::Int32 | Shape::Int64 | Shape::Double)
-        }
+        Value::Number(number) => number.as_f64() == Some(0.0) && matches!(field.shape, Shape::Int32 | Shape::Int64),
     }
 }
 
@@ -411,6 +409,10 @@ pub(super) fn complete(object: &mut Value, of: &'static Type) {
     let Value::Object(entries) = object else { return };
     for field in of.fields {
         match entries.get_mut(field.name) {
+            // Go's codecs do not keep an empty list: what is read back is none.
+            Some(Value::Array(list)) if list.is_empty() && field.written => {
+                entries.insert(field.name.to_owned(), Value::Null);
+            }
             Some(value) => complete_shape(value, field.shape),
             None => {
                 if let Some(mut value) = always_written(field) {

@@ -53,7 +53,12 @@ impl Fields {
 
     /// The one name that it asks for: a list with it is authorized as a request for that object.
     pub(crate) fn name_of(&self) -> Option<&str> {
-        let term = self.terms.iter().find(|t| t.equal && t.label == "metadata.name")?;
+        self.wanted("metadata.name")
+    }
+
+    /// The one value of `label` that it asks for.
+    pub(crate) fn wanted(&self, label: &str) -> Option<&str> {
+        let term = self.terms.iter().find(|t| t.equal && t.label == label)?;
         Some(&term.value)
     }
 

@@ -96,10 +96,19 @@ impl Labels {
 
     /// Whether it selects an object with these labels.
     pub(crate) fn matches_labels(&self, labels: &[(String, String)]) -> bool {
+        self.holds(|key| labels.iter().find(|(k, _)| k == key).map(|(_, v)| v.as_str()))
+    }
+
+    /// Whether it selects an object with this map of labels.
+    pub(crate) fn matches_map(&self, labels: Option<&Value>) -> bool {
+        self.holds(|key| labels?.get(key)?.as_str())
+    }
+
+    fn holds<'a>(&self, value_of: impl Fn(&str) -> Option<&'a str>) -> bool {
         let Some(requirements) = &self.requirements else {
             return false;
         };
-        requirements.iter().all(|r| r.matches(labels))
+        requirements.iter().all(|r| r.holds(value_of(&r.key)))
     }
 }
 
@@ -146,9 +155,8 @@ impl Requirement {
         }
     }
 
-    fn matches(&self, labels: &[(String, String)]) -> bool {
-        let value = labels.iter().find(|(k, _)| *k == self.key).map(|(_, v)| v);
-        let listed = |value: &String| self.values.contains(value);
+    fn holds(&self, value: Option<&str>) -> bool {
+        let listed = |value: &str| self.values.iter().any(|v| v == value);
         match self.operator {
             Operator::In => value.is_some_and(listed),
             Operator::NotIn => !value.is_some_and(listed),
@@ -159,9 +167,9 @@ impl Requirement {
         }
     }
 
-    fn compare(&self, value: Option<&String>, holds: fn(i64, i64) -> bool) -> bool {
-        let number = |text: &String| text.parse::<i64>().ok();
-        match (value.and_then(number), self.values.first().and_then(number)) {
+    fn compare(&self, value: Option<&str>, holds: fn(i64, i64) -> bool) -> bool {
+        let number = |text: &str| text.parse::<i64>().ok();
+        match (value.and_then(number), self.values.first().and_then(|v| number(v))) {
             (Some(value), Some(bound)) => holds(value, bound),
             _ => false,
         }

@@ -119,7 +119,7 @@ async fn a_watch_that_falls_behind_is_told_and_memory_is_bounded() {
         .unwrap();
     let big = "x".repeat(1 << 20);
     let mut expect = Expect::Absent;
-    for n in 0..40 {
+    for n in 0..12 {
         let mut object = map("a", n);
         object["data"]["big"] = json!(big);
         let stored = running.store.put(key("a"), expect, object).await.unwrap();
@@ -128,7 +128,7 @@ async fn a_watch_that_falls_behind_is_told_and_memory_is_bounded() {
     assert!(running.store.state().log_bytes <= LOG_BYTES);
     assert!(
         slow.next().await.is_none(),
-        "40 MiB of changes do not fit into a log of 32"
+        "12 MiB of changes do not fit into a log of 8"
     );
 }
 

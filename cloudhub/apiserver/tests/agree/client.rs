@@ -48,11 +48,13 @@ pub(crate) struct Reply {
     pub(crate) body: Bytes,
 }
 
-/// Two connections to one server.
+/// A connection to one server as the admin; without a certificate there is one a request, since kube-apiserver closes those after
+/// a 401.
 #[derive(Debug)]
 pub(crate) struct Client {
     admin: SendRequest<Full<Bytes>>,
-    nobody: SendRequest<Full<Bytes>>,
+    /// Without a certificate.
+    nobody: ClientConfig,
     /// `127.0.0.1:PORT`.
     pub(crate) address: String,
     _connections: JoinSet<hyper::Result<()>>,
@@ -62,9 +64,16 @@ impl Client {
     /// Connects as `kubeconfig` says.
     pub(crate) async fn connect(kubeconfig: &Path) -> Result<Self> {
         let config: Value = serde_yaml_ng::from_str(&fs::read_to_string(kubeconfig)?)?;
-        let text = |pointer: &str| config.pointer(pointer).and_then(Value::as_str).context(pointer.to_owned());
+        let text = |pointer: &str| {
+            config
+                .pointer(pointer)
+                .and_then(Value::as_str)
+                .context(pointer.to_owned())
+        };
         let pem = |pointer: &str| Ok::<_, anyhow::Error>(STANDARD.decode(text(pointer)?)?);
-        let address = text("/clusters/0/cluster/server")?.trim_start_matches("https://").to_owned();
+        let address = text("/clusters/0/cluster/server")?
+            .trim_start_matches("https://")
+            .to_owned();
         let mut roots = RootCertStore::empty();
         for ca in CertificateDer::pem_slice_iter(&pem("/clusters/0/cluster/certificate-authority-data")?) {
             roots.add(ca?)?;
@@ -77,7 +86,7 @@ impl Client {
         let admin = config_builder(&roots)?.with_client_auth_cert(chain, key)?;
         Ok(Self {
             admin: open(&address, admin, &mut connections).await?,
-            nobody: open(&address, nobody, &mut connections).await?,
+            nobody,
             address,
             _connections: connections,
         })
@@ -87,11 +96,19 @@ impl Client {
     pub(crate) async fn ask(&self, ask: &Ask) -> Result<Reply> {
         let what = format!("{} {} of {}", ask.method, ask.path, self.address);
         let asked = tokio::time::timeout(LIMIT, self.exchange(ask));
-        asked.await.with_context(|| format!("{what} takes too long"))?.context(what)
+        asked
+            .await
+            .with_context(|| format!("{what} takes too long"))?
+            .context(what)
     }
 
     async fn exchange(&self, ask: &Ask) -> Result<Reply> {
-        let mut sender = if ask.certificate { &self.admin } else { &self.nobody }.clone();
+        let mut own = JoinSet::new();
+        let mut sender = if ask.certificate {
+            self.admin.clone()
+        } else {
+            open(&self.address, self.nobody.clone(), &mut own).await?
+        };
         sender.ready().await?;
         let mut request = Request::builder()
             .method(ask.method.as_str())
@@ -106,9 +123,13 @@ impl Client {
 
 async fn reply(response: Response<Incoming>, events: usize) -> Result<Reply> {
     let texts = |name| response.headers().get_all(name).iter();
-    let mut warnings: Vec<_> = texts(header::WARNING).map(|v| String::from_utf8_lossy(v.as_bytes()).into_owned()).collect();
+    let mut warnings: Vec<_> = texts(header::WARNING)
+        .map(|v| String::from_utf8_lossy(v.as_bytes()).into_owned())
+        .collect();
     warnings.sort();
-    let content_type = texts(header::CONTENT_TYPE).next().map(|v| String::from_utf8_lossy(v.as_bytes()).into_owned());
+    let content_type = texts(header::CONTENT_TYPE)
+        .next()
+        .map(|v| String::from_utf8_lossy(v.as_bytes()).into_owned());
     let (code, mut incoming) = (response.status(), response.into_body());
     let mut body = Vec::new();
     let is_done = |body: &[u8]| events > 0 && code.is_success() && bytes_lines(body) >= events;
@@ -118,6 +139,11 @@ async fn reply(response: Response<Incoming>, events: usize) -> Result<Reply> {
         if let Ok(data) = frame?.into_data() {
             body.extend_from_slice(&data);
         }
+    }
+    if is_done(&body) {
+        // What came with the last one is another one.
+        let ends: Vec<usize> = (0..body.len()).filter(|at| body[*at] == b'\n').collect();
+        body.truncate(ends[events - 1] + 1);
     }
     Ok(Reply {
         code: code.as_u16(),
@@ -147,7 +173,9 @@ async fn open(
 ) -> Result<SendRequest<Full<Bytes>>> {
     config.alpn_protocols = vec![b"h2".to_vec()];
     let stream = TcpStream::connect(address).await?;
-    let stream = TlsConnector::from(Arc::new(config)).connect(ServerName::try_from("127.0.0.1")?, stream).await?;
+    let stream = TlsConnector::from(Arc::new(config))
+        .connect(ServerName::try_from("127.0.0.1")?, stream)
+        .await?;
     let (sender, connection) = http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await?;
     connections.spawn(connection);
     Ok(sender)

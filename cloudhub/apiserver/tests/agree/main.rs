@@ -1,7 +1,7 @@
 //! The embedded API and a real kube-apiserver get the same requests, and must answer the same.
 //!
 //! * `scripts/*.yaml` ([`script`]): steps, each a request; both servers get them in order, from an empty start
-//! * [`client`]: one HTTP/2 connection with the admin's certificate, one with none
+//! * [`client`]: HTTP/2, with the admin's certificate or with none
 //! * [`answer`]: what may differ in any answer (uids, times, versions, chosen addresses) is taken out; the rest is compared
 //!
 //! What else differs is a row in its step, with the reason; a row that no longer holds fails the test. `AGREE=NAME` runs the
@@ -45,7 +45,9 @@ async fn compare(real: &Real) -> Result<()> {
     let (_stop, stopped) = watch::channel(false);
     let mut tasks = JoinSet::new();
     tasks.spawn(server.run(stopped));
-    let real = Client::connect(&real.kubeconfig).await.context("connect to kube-apiserver")?;
+    let real = Client::connect(&real.kubeconfig)
+        .await
+        .context("connect to kube-apiserver")?;
     let ours = Client::connect(&dir.join("admin.kubeconfig"))
         .await
         .context("connect to the embedded API")?;

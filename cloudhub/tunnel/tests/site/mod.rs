@@ -159,6 +159,7 @@ impl Site {
             incarnation: [1; 16],
             epochs: Arc::new(Epochs(AtomicU64::new(0))),
             boot_id: "boot-1".to_owned(),
+            agent: "agent-1".to_owned(),
             uplinks: Vec::new(),
             clock_floor: ClockFloor::default(),
         }

@@ -136,7 +136,7 @@ impl<'a> Bench<'a> {
         let output = self
             .site
             .command("hub", "curl".as_ref())
-            .args(["-sk", "--max-time", "20", "-w", "\n%{http_code}"])
+            .args(["-skS", "--max-time", "20", "-w", "\n%{http_code}"])
             .args(args)
             .arg(format!("https://127.0.0.1:6443{path}"))
             .output()

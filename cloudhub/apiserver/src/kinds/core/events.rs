@@ -162,6 +162,11 @@ fn stored_form(object: &Value) -> Value {
 struct CoreEvents;
 
 impl Strategy for CoreEvents {
+    /// The real server checks an event's name as a path segment only: `robot-1.` is a prefix of many.
+    fn any_name(&self) -> bool {
+        true
+    }
+
     fn validate(&self, object: &Value, errors: &mut Errors) {
         makes_sense(&stored_form(object), "reportingComponent", errors);
     }
@@ -174,7 +179,7 @@ impl Strategy for CoreEvents {
         stored(object);
     }
 
-    fn from_storage(&self, object: &mut Value) {
+    fn to_version(&self, object: &mut Value) {
         stored(object);
         fill(object, CORE_ALWAYS);
     }
@@ -184,6 +189,11 @@ impl Strategy for CoreEvents {
 struct NewEvents;
 
 impl Strategy for NewEvents {
+    /// The real server checks an event's name as a path segment only: `robot-1.` is a prefix of many.
+    fn any_name(&self) -> bool {
+        true
+    }
+
     fn validate(&self, object: &Value, errors: &mut Errors) {
         let event = stored_form(object);
         makes_sense(&event, "reportingController", errors);
@@ -219,10 +229,17 @@ impl Strategy for NewEvents {
         stored(object);
     }
 
-    fn from_storage(&self, object: &mut Value) {
+    fn to_version(&self, object: &mut Value) {
         let names = NAMES.iter().map(|(new, old)| (*old, *new));
         rename(object, "events.k8s.io/v1", names);
         fill(object, EVENTS_ALWAYS);
+        if let Some(fields) = object.as_object_mut() {
+            for field in ["reportingController", "reportingInstance"] {
+                if fields.get(field).is_some_and(|value| value == "") {
+                    fields.shift_remove(field);
+                }
+            }
+        }
     }
 }
 
@@ -411,12 +428,12 @@ mod tests {
         assert_eq!(event["apiVersion"], "v1");
         assert_eq!(event["involvedObject"]["name"], "p");
         assert_eq!(event["reportingComponent"], "scheduler");
-        CoreEvents.from_storage(&mut event);
+        CoreEvents.to_version(&mut event);
         assert_eq!(event["message"], "text");
         assert_eq!(event["source"], json!({}));
         assert_eq!(event["lastTimestamp"], Value::Null);
         CoreEvents.to_storage(&mut event);
-        NewEvents.from_storage(&mut event);
+        NewEvents.to_version(&mut event);
         for (field, value) in newer().as_object().unwrap() {
             assert_eq!(&event[field], value, "{field}");
         }

@@ -1,4 +1,4 @@
-//! `metav1.LabelSelector`: which labels it matches, and how `kubectl` and the subresource `scale` write it.
+//! `metav1.LabelSelector`: how `kubectl` and the subresource `scale` write it.
 
 use serde_json::{Map, Value};
 
@@ -8,47 +8,10 @@ fn operator(requirement: &Value) -> &str {
     text(requirement, "/operator")
 }
 
-/// Whether the selector can be evaluated at all.
-pub(crate) fn is_selector(selector: &Value) -> bool {
-    items(selector, "/matchExpressions").iter().all(|requirement| {
-        let values = !items(requirement, "/values").is_empty();
-        match operator(requirement) {
-            "In" | "NotIn" => values,
-            "Exists" | "DoesNotExist" => !values,
-            _ => false,
-        }
-    })
-}
-
 /// Whether the selector says nothing.
 pub(crate) fn is_empty_selector(selector: &Value) -> bool {
     let labels = selector.get("matchLabels").and_then(Value::as_object);
     labels.is_none_or(Map::is_empty) && items(selector, "/matchExpressions").is_empty()
-}
-
-/// Whether `labels` match. No selector matches nothing, an empty one everything.
-pub(crate) fn selector_matches(selector: Option<&Value>, labels: Option<&Value>) -> bool {
-    let Some(selector) = selector.filter(|s| !s.is_null()) else {
-        return false;
-    };
-    let has = |key: &str| labels.and_then(|l| l.get(key)).and_then(Value::as_str);
-    let wanted = selector.get("matchLabels").and_then(Value::as_object);
-    let equal = wanted
-        .into_iter()
-        .flatten()
-        .all(|(key, value)| has(key) == value.as_str());
-    equal
-        && items(selector, "/matchExpressions").iter().all(|requirement| {
-            let value = has(text(requirement, "/key"));
-            let among = value.is_some_and(|v| items(requirement, "/values").iter().any(|w| w.as_str() == Some(v)));
-            match operator(requirement) {
-                "In" => among,
-                "NotIn" => !among,
-                "Exists" => value.is_some(),
-                "DoesNotExist" => value.is_none(),
-                _ => false,
-            }
-        })
 }
 
 /// `app=web,tier in (a,b)`; "" for no selector.
@@ -104,22 +67,10 @@ mod tests {
     use serde_json::json;
 
     #[test]
-    fn a_selector_matches_labels_as_the_real_one() {
+    fn a_selector_is_written_as_kubectl_reads_it() {
         let selector = json!({"matchLabels": {"app": "web"}, "matchExpressions": [
             {"key": "tier", "operator": "NotIn", "values": ["db"]},
             {"key": "old", "operator": "DoesNotExist"}]});
-        assert!(selector_matches(Some(&selector), Some(&json!({"app": "web"}))));
-        assert!(!selector_matches(
-            Some(&selector),
-            Some(&json!({"app": "web", "tier": "db"}))
-        ));
-        assert!(!selector_matches(
-            Some(&selector),
-            Some(&json!({"app": "web", "old": ""}))
-        ));
-        assert!(!selector_matches(Some(&selector), None));
-        assert!(!selector_matches(None, Some(&json!({"app": "web"}))));
-        assert!(selector_matches(Some(&json!({})), None));
         assert_eq!(selector_text(Some(&selector)), "app=web,!old,tier notin (db)");
         assert_eq!(labels_text(None), "<none>");
     }

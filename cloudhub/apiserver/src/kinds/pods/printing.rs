@@ -4,12 +4,13 @@ use serde_json::{Value, json};
 use time::OffsetDateTime;
 
 use crate::object::{self, is_deleting, items, text};
+use crate::table::human;
 
 /// Ready, Status, Restarts; then, for `-o wide`, IP, Node, Nominated Node, Readiness Gates.
 pub(super) fn cells(pod: &Value, now: OffsetDateTime) -> Vec<Value> {
     let seen = Seen::of(pod);
     let restarts = match seen.last_restart {
-        Some(at) if seen.restarts != 0 => format!("{} ({} ago)", seen.restarts, human_duration(now - at)),
+        Some(at) if seen.restarts != 0 => format!("{} ({} ago)", seen.restarts, human(now - at)),
         _ => seen.restarts.to_string(),
     };
     let or_none = |text: &str| if text.is_empty() { json!("<none>") } else { json!(text) };
@@ -179,33 +180,6 @@ fn end_reason(ended: &Value) -> String {
     }
 }
 
-/// A time span as `kubectl` writes it: `45s`, `3m20s`, `5h`, `2d3h`.
-pub(crate) fn human_duration(span: time::Duration) -> String {
-    let seconds = span.whole_seconds();
-    let (minutes, hours) = (seconds / 60, seconds / 3600);
-    let days = hours / 24;
-    let pair = |big: i64, unit: char, small: i64, small_unit: char| {
-        if small == 0 {
-            format!("{big}{unit}")
-        } else {
-            format!("{big}{unit}{small}{small_unit}")
-        }
-    };
-    match () {
-        () if seconds < -1 => "<invalid>".into(),
-        () if seconds < 0 => "0s".into(),
-        () if seconds < 120 => format!("{seconds}s"),
-        () if minutes < 10 => pair(minutes, 'm', seconds % 60, 's'),
-        () if minutes < 180 => format!("{minutes}m"),
-        () if hours < 8 => pair(hours, 'h', minutes % 60, 'm'),
-        () if hours < 48 => format!("{hours}h"),
-        () if hours < 192 => pair(days, 'd', hours % 24, 'h'),
-        () if days < 730 => format!("{days}d"),
-        () if days < 2920 => pair(days / 365, 'y', days % 365, 'd'),
-        () => format!("{}y", days / 365),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -274,25 +248,5 @@ mod tests {
         is(&pod, "0/1", "Init:ErrImagePull", "0");
         pod["status"]["initContainerStatuses"][1]["state"] = json!({"terminated": {"exitCode": 1, "reason": "Error"}});
         is(&pod, "0/1", "Init:Error", "0");
-    }
-
-    #[test]
-    fn a_span_is_written_as_kubectl_writes_it() {
-        for (seconds, words) in [
-            (-5, "<invalid>"),
-            (0, "0s"),
-            (119, "119s"),
-            (120, "2m"),
-            (200, "3m20s"),
-            (3600, "60m"),
-            (4 * 3600 + 60, "4h1m"),
-            (10 * 3600, "10h"),
-            (51 * 3600, "2d3h"),
-            (30 * 86400, "30d"),
-            (800 * 86400, "2y70d"),
-            (4000 * 86400, "10y"),
-        ] {
-            assert_eq!(human_duration(time::Duration::seconds(seconds)), words);
-        }
     }
 }

@@ -124,6 +124,11 @@ pub(super) fn validate(errors: &mut Errors, at: &At, whole_pod: bool) {
         };
         request_within_limit(errors, (&requests_at, &limits_at), (name, &request), limits.get(name));
     }
+    for claim in at.child("claims").items() {
+        // Claims are of dynamic resource allocation, which is not served: no pod has any.
+        let words = "must be one of the names in pod.spec.resourceClaims which is empty";
+        errors.not_found_because(&claim.path, claim.child("name").value, words);
+    }
     let base = names.iter().any(|n| matches!(*n, "cpu" | "memory"));
     if names.iter().any(|n| is_huge_pages(n)) && !base {
         at.forbidden(errors, "HugePages require cpu or memory");

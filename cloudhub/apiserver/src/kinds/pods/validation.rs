@@ -13,6 +13,7 @@ use crate::status::Errors;
 pub(super) fn pod(errors: &mut Errors, object: &Value) {
     let root = At::root(object);
     annotations(errors, &root.down(&["metadata", "annotations"]));
+    mirrors(errors, &root);
     let spec = root.child("spec");
     validate_spec(errors, &spec, true);
     if spec.child("serviceAccountName").text().is_empty() {
@@ -66,6 +67,19 @@ fn annotations(errors: &mut Errors, at: &At) {
         if !plain || text.parse::<i32>().is_err() {
             cost.invalid(errors, "must be a 32bit integer");
         }
+    }
+}
+
+/// What stands for a pod that a node has from elsewhere names that node.
+fn mirrors(errors: &mut Errors, root: &At) {
+    let annotations = root.down(&["metadata", "annotations"]);
+    let mirror = annotations
+        .entries()
+        .find(|(key, _)| *key == "kubernetes.io/config.mirror");
+    if let Some((_, mirror)) = mirror
+        && root.down(&["spec", "nodeName"]).text().is_empty()
+    {
+        mirror.invalid(errors, "must set spec.nodeName if mirror pod annotation is set");
     }
 }
 

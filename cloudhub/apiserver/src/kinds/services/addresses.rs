@@ -174,11 +174,16 @@ fn address(service: &mut Value, ranges: &Ranges, used: &Used) -> Result<(), Stat
         return Ok(());
     }
     let fault = match asked.parse::<Ipv4Addr>() {
-        Ok(address) if !ranges.contains(address) => "the provided network does not match the current range".to_owned(),
-        Ok(address) if address == ranges.network || address == ranges.address(ranges.last() + 1) => format!(
-            "the provided IP ({address}) is not in the valid range. The range of valid IPs is {}/{}",
-            ranges.network, ranges.prefix
-        ),
+        Ok(address)
+            if !ranges.contains(address)
+                || address == ranges.network
+                || address == ranges.address(ranges.last() + 1) =>
+        {
+            format!(
+                "the provided IP ({address}) is not in the valid range. The range of valid IPs is {}/{}",
+                ranges.network, ranges.prefix
+            )
+        }
         Ok(_) if used.addresses.contains(&asked) => "provided IP is already allocated".to_owned(),
         Ok(_) => return Ok(()),
         Err(_) => "the provided network does not match the current range".to_owned(),

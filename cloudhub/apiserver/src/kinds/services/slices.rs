@@ -82,6 +82,12 @@ impl Strategy for Slices {
         }
     }
 
+    fn warnings(&self, object: &Value) -> Vec<String> {
+        let deprecated = text(object, "/addressType") == "FQDN";
+        let words = "spec.addressType: FQDN endpoints are deprecated".to_owned();
+        deprecated.then_some(words).into_iter().collect()
+    }
+
     fn cells(&self, object: &Value) -> Vec<Value> {
         let ports = items(object, "/ports").iter().map(|p| match p.get("port") {
             Some(Value::Number(number)) => number.to_string(),

@@ -171,7 +171,10 @@ async fn an_address_may_be_asked_for() {
     assert_eq!(book.allocated(first.clone()).unwrap(), first, "its own");
     for (address, fault) in [
         ("10.7.0.1", "provided IP is already allocated"),
-        ("10.8.0.1", "the provided network does not match the current range"),
+        (
+            "10.8.0.1",
+            "the provided IP (10.8.0.1) is not in the valid range. The range of valid IPs is 10.7.0.0/28",
+        ),
         (
             "10.7.0.15",
             "the provided IP (10.7.0.15) is not in the valid range. The range of valid IPs is 10.7.0.0/28",

@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use super::deployment::{fill_template, rolling};
+use super::deployment::{fill_template, rolling, unknown_strategy};
 use super::template::{self, amount, number};
 use crate::kinds::Strategy;
 use crate::kinds::fields::{At, labels_text};
@@ -110,8 +110,8 @@ fn update_strategy(errors: &mut Errors, at: &At) {
     match at.child("type").text() {
         "OnDelete" => return,
         "RollingUpdate" => {}
-        _ => {
-            errors.not_supported(&at.path, at.value, &["RollingUpdate", "OnDelete"]);
+        kind => {
+            errors.not_supported(&at.path, &unknown_strategy(kind), &["RollingUpdate", "OnDelete"]);
             return;
         }
     }

@@ -122,6 +122,11 @@ pub(super) fn rolling(strategy: &mut Value, numbers: &[(&str, Value)]) {
     }
 }
 
+/// A strategy as the real server shows one whose type it does not know.
+pub(super) fn unknown_strategy(kind: &str) -> Value {
+    json!({"Type": kind, "RollingUpdate": null})
+}
+
 fn deployment_strategy(errors: &mut Errors, at: &At) {
     let rolling = at.child("rollingUpdate");
     match at.child("type").text() {
@@ -139,7 +144,7 @@ fn deployment_strategy(errors: &mut Errors, at: &At) {
             }
             template::at_most_all(errors, &unavailable);
         }
-        _ => errors.not_supported(&at.path, at.value, &["Recreate", "RollingUpdate"]),
+        kind => errors.not_supported(&at.path, &unknown_strategy(kind), &["Recreate", "RollingUpdate"]),
     }
 }
 

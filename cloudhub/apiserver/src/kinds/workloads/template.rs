@@ -2,11 +2,10 @@
 
 use serde_json::{Value, json};
 
-use crate::kinds::fields::{
-    At, is_dns1123_label, is_empty_selector, is_percent, is_selector, label_selector, selector_matches, selector_text,
-};
+use crate::kinds::fields::{At, is_dns1123_label, is_empty_selector, is_percent, label_selector, selector_text};
 use crate::kinds::pods::{same, spec_warnings, validate_template};
 use crate::object::{items, name, text};
+use crate::selector::Labels;
 use crate::status::Errors;
 
 /// Checks `spec.selector`, `spec.template` and that they belong together. `kind` is how messages call it.
@@ -22,16 +21,15 @@ pub(super) fn validate(errors: &mut Errors, spec: &At, kind: &str) {
     } else if kind != "DaemonSet" {
         selector.required(errors, "");
     }
-    let evaluable = is_selector(selector.value);
-    if !evaluable && kind != "DaemonSet" {
+    let chosen = Labels::of_object(selector.value);
+    if chosen.is_err() && kind != "DaemonSet" {
         selector.invalid(errors, "invalid label selector");
         return;
     }
     let labels = template.down(&["metadata", "labels"]);
-    // An absent selector matches nothing in a DaemonSet; elsewhere it was named above.
-    let judged = evaluable && !(selector.is_set() && is_empty_selector(selector.value));
-    let absent = !selector.is_set();
-    if judged && (!absent || kind == "DaemonSet") && !selector_matches(Some(selector.value), Some(labels.value)) {
+    // An absent selector matches nothing; an empty one was named above.
+    let judged = !(selector.is_set() && is_empty_selector(selector.value));
+    if judged && chosen.is_ok_and(|chosen| !chosen.matches_map(Some(labels.value))) {
         let shown = if labels.is_set() {
             labels.value.clone()
         } else {

@@ -1,0 +1,50 @@
+//! Doors for `tests/fuzz`: the frames that a peer sends first. Not for anybody else.
+
+use crate::frame::{self, Attach, Control, RefusedFrame, WelcomeFrame};
+
+/// Reads one control frame and writes it again; None where it is refused.
+pub async fn control(mut bytes: &[u8]) -> Option<Vec<u8>> {
+    let control = frame::read(&mut bytes).await.ok()?;
+    let mut again = Vec::new();
+    // What a newer peer says is not written again, so it may be shorter and never longer.
+    frame::write(&mut again, control).await.ok()?;
+    Some(again)
+}
+
+/// One frame of each kind.
+pub async fn examples() -> Vec<Vec<u8>> {
+    let attach = Attach {
+        incarnation: vec![7; 16],
+        epoch: 300,
+        boot_id: "0b8a9f3c".to_owned(),
+        uplink: "lte0".to_owned(),
+        local_address: "192.0.2.1:4000".to_owned(),
+        agent: "1-2".to_owned(),
+    };
+    let welcome = WelcomeFrame {
+        hub_instance: vec![9; 16],
+        wall_time_millis: 1_800_000_000_000,
+        addresses: vec!["hub:6444".to_owned(), "192.0.2.2:6444".to_owned()],
+        max_message: 65_536,
+        max_streams: 64,
+    };
+    let refused = RefusedFrame {
+        reason: "stale".to_owned(),
+        current_epoch: Some(301),
+    };
+    let mut all = Vec::new();
+    for control in [
+        Control::Attach(attach),
+        Control::Welcome(welcome),
+        Control::Refused(refused),
+        Control::Challenge(vec![1; 16]),
+        Control::ChallengeAnswer(vec![1; 16]),
+    ] {
+        let mut bytes = Vec::new();
+        frame::write(&mut bytes, control)
+            .await
+            .expect("an example fits into a frame");
+        all.push(bytes);
+    }
+    all
+}

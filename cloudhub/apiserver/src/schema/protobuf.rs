@@ -8,7 +8,8 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use serde_json::{Map, Value, json};
 use time::OffsetDateTime;
-use time::format_description::well_known::Rfc3339;
+use time::format_description::BorrowedFormatItem;
+use time::macros::format_description;
 
 use super::types::{Field, Shape, Type};
 use super::walk::MAX_DEPTH;
@@ -246,7 +247,8 @@ fn one(shape: Shape, wire: Wire<'_>, depth: usize) -> Result<Value, String> {
         Shape::Bytes => STANDARD.encode(wire.bytes()?).into(),
         Shape::Bool => (wire.number()? != 0).into(),
         Shape::Int32 | Shape::Int64 => wire.number()?.into(),
-        Shape::Time | Shape::MicroTime => time(wire.bytes()?)?,
+        Shape::Time => time(wire.bytes()?, SECONDS)?,
+        Shape::MicroTime => time(wire.bytes()?, MICROSECONDS)?,
         Shape::Quantity => only(wire.bytes()?)?.map_or(Ok(Value::Null), |wire| wire.text().map(Value::from))?,
         Shape::IntOrString => int_or_string(wire.bytes()?)?,
         Shape::Any => match only(wire.bytes()?)? {
@@ -283,8 +285,13 @@ fn only(bytes: &[u8]) -> Result<Option<Wire<'_>>, String> {
     Ok(found)
 }
 
+/// How a time is written: a Time has whole seconds, a MicroTime six digits more, and neither is read in the other's form.
+type Form = &'static [BorrowedFormatItem<'static>];
+const SECONDS: Form = format_description!("[year]-[month]-[day]T[hour]:[minute]:[second]Z");
+const MICROSECONDS: Form = format_description!("[year]-[month]-[day]T[hour]:[minute]:[second].[subsecond digits:6]Z");
+
 /// Seconds and nanoseconds since 1970. The zero time of Go is an empty message.
-fn time(bytes: &[u8]) -> Result<Value, String> {
+fn time(bytes: &[u8], form: Form) -> Result<Value, String> {
     if bytes.is_empty() {
         return Ok(Value::Null);
     }
@@ -298,7 +305,7 @@ fn time(bytes: &[u8]) -> Result<Value, String> {
     }
     let nanos = i128::from(seconds) * 1_000_000_000 + i128::from(nanos);
     let at = OffsetDateTime::from_unix_timestamp_nanos(nanos).map_err(|_| "a time out of range")?;
-    at.format(&Rfc3339)
+    at.format(form)
         .map(Value::from)
         .map_err(|_| "a time out of range".into())
 }

@@ -105,7 +105,7 @@ fn what_makes_no_sense_is_named() {
         service,
         &[
             "failed to allocate IP 10.1.2.3",
-            "the provided network does not match the current range",
+            "the provided IP (10.1.2.3) is not in the valid range",
         ],
     );
 }

@@ -292,42 +292,54 @@ impl Registry {
         mut object: Value,
         current: &Value,
     ) -> Result<(Value, Vec<String>), Status> {
-        let strategy = target.row.strategy;
-        let mut errors = Errors::default();
-        if part == Part::Main {
-            strategy.to_storage(&mut object);
-        }
-        strategy.default(&mut object);
-        if part == Part::Status {
-            metadata::only_status(&mut object, current);
-            strategy.prepare_status(&mut object, current);
-        } else {
-            metadata::carry(target, part, &mut object, current);
-        }
-        if part == Part::Main {
-            strategy.prepare_update(&mut object, current);
-        }
+        prepare(target, part, &mut object, current);
         let mut request = request(target, Operation::Update, Some(&mut object), Some(current));
         let mut warnings = self.admission.mutate(&mut request)?;
         metadata::count_generation(target, part, &mut object, current);
-        metadata::validate_update(target, &object, current, &mut errors);
-        match part {
-            Part::Status => strategy.validate_status(&object, current, &mut errors),
-            Part::Main => {
-                strategy.validate(&object, &mut errors);
-                strategy.validate_update(&object, current, &mut errors);
-            }
-            Part::Computed => strategy.validate(&object, &mut errors),
-        }
+        let errors = faults(target, part, &object, current);
         target.invalid(target.name, errors)?;
         self.admission
             .validate(&request_of(target, Operation::Update, &mut object, Some(current)))?;
         // The real server warns of a pod only when it is made.
         if part == Part::Main && target.row.storage != "pods" {
-            warnings.extend(strategy.warnings(&object));
+            warnings.extend(target.row.strategy.warnings(&object));
         }
         Ok((object, warnings))
     }
+}
+
+/// What a change makes of an object before admission sees it.
+fn prepare(target: &Target<'_>, part: Part, object: &mut Value, current: &Value) {
+    let strategy = target.row.strategy;
+    if part == Part::Main {
+        strategy.to_storage(object);
+    }
+    strategy.default(object);
+    if part == Part::Status {
+        metadata::only_status(object, current);
+        strategy.prepare_status(object, current);
+    } else {
+        metadata::carry(target, part, object, current);
+    }
+    if part == Part::Main {
+        strategy.prepare_update(object, current);
+    }
+}
+
+/// What is wrong with a changed object.
+fn faults(target: &Target<'_>, part: Part, object: &Value, current: &Value) -> Errors {
+    let strategy = target.row.strategy;
+    let mut errors = Errors::default();
+    metadata::validate_update(object, current, &mut errors);
+    match part {
+        Part::Status => strategy.validate_status(object, current, &mut errors),
+        Part::Main => {
+            strategy.validate(object, &mut errors);
+            strategy.validate_update(object, current, &mut errors);
+        }
+        Part::Computed => strategy.validate(object, &mut errors),
+    }
+    errors
 }
 
 enum Replace {

@@ -235,12 +235,11 @@ async fn make_objects(registry: &Registry, pki: &Pki) -> Result<(), BuildError> 
             .next()
             .unwrap_or_default()
             .to_owned();
-        let row = kinds::row(group, &version, plural);
-        let missing = || Status::internal(format!("{what} is of a kind that is not served"));
-        made(&what, row.ok_or_else(missing).err().map_or(Ok(()), Err))?;
-        if let Some(row) = row {
-            made(&what, registry.ensure(row, object).await)?;
-        }
+        let result = match kinds::row(group, &version, plural) {
+            Some(row) => registry.ensure(row, object).await,
+            None => Err(Status::internal(format!("{what} is of a kind that is not served"))),
+        };
+        made(&what, result)?;
     }
     let authentication = json!({
         "apiVersion": "v1", "kind": "ConfigMap",

@@ -359,7 +359,8 @@ impl Store {
     /// # Errors
     /// [`WriteError::Conflict`] when it is something else.
     pub async fn put(&self, key: Key, expect: Expect, value: Value) -> Result<Arc<Stored>, WriteError> {
-        self.write(key, expect, Some(value)).await
+        let staged = self.stage(key, expect, value, false)?;
+        self.committed(staged).await
     }
 
     /// Deletes `key` when it is what `expect` says; `last` is its last state as watches will see it.
@@ -372,12 +373,6 @@ impl Store {
             return Err(WriteError::Conflict);
         };
         let staged = self.stage(key, expect, last, true)?;
-        self.committed(staged).await
-    }
-
-    async fn write(&self, key: Key, expect: Expect, value: Option<Value>) -> Result<Arc<Stored>, WriteError> {
-        let value = value.ok_or(WriteError::Conflict)?;
-        let staged = self.stage(key, expect, value, false)?;
         self.committed(staged).await
     }
 

@@ -110,26 +110,8 @@ pub fn update(bytes: &[u8]) {
 
 /// As the registry's own judge does it, without admission.
 fn replace(target: &Target<'_>, part: Part, mut object: Value, current: &Value) {
-    let strategy = target.row.strategy;
-    let mut errors = Errors::default();
-    if part == Part::Main {
-        strategy.to_storage(&mut object);
-    }
-    strategy.default(&mut object);
-    if part == Part::Status {
-        metadata::only_status(&mut object, current);
-        strategy.prepare_status(&mut object, current);
-    } else {
-        metadata::carry(target, part, &mut object, current);
-        strategy.prepare_update(&mut object, current);
-    }
+    super::prepare(target, part, &mut object, current);
     metadata::count_generation(target, part, &mut object, current);
-    metadata::validate_update(target, &object, current, &mut errors);
-    if part == Part::Status {
-        strategy.validate_status(&object, current, &mut errors);
-    } else {
-        strategy.validate(&object, &mut errors);
-        strategy.validate_update(&object, current, &mut errors);
-    }
+    let _ = super::faults(target, part, &object, current);
     shown(target.row, &metadata::finished(target.row, object));
 }

@@ -253,8 +253,7 @@ fn name_faults(row: &Row, name: &str) -> Vec<String> {
 }
 
 /// Checks metadata of a changed object.
-pub(super) fn validate_update(target: &Target<'_>, object: &Value, current: &Value, errors: &mut Errors) {
-    let _ = target;
+pub(super) fn validate_update(object: &Value, current: &Value, errors: &mut Errors) {
     validate_rest(object, errors);
     if !object::is_deleting(current) {
         return;

@@ -81,13 +81,14 @@ pub async fn build(config: Config) -> Result<App> {
     let admin_listener = admin::bind(&config.admin_socket)?;
     let ((stop, stopped), (stop_api, api_stopped)) = (watch::channel(false), watch::channel(false));
     let mut tasks = Tasks::default();
-    let client = if config.embedded {
+    let kube_config = if config.embedded {
         Box::pin(embedded::start(&config, &mut tasks, api_stopped)).await?
     } else {
-        client(&config).await?
+        kube_config(&config).await?
     };
+    let api = KubeApi::new(kube_config).context("set up the API client")?;
+    let client = api.client().clone();
     let identity = load_identity(client.clone()).await?;
-    let api = KubeApi::new(client.clone());
     let registry = Registry::new(api.clone());
     let tunnel = Arc::new(bind_tunnel(&config, &identity)?);
     let tunnel_address = format!("{}:{}", config.advertise, tunnel.local_addr().port());
@@ -134,15 +135,13 @@ pub async fn build(config: Config) -> Result<App> {
     })
 }
 
-async fn client(config: &Config) -> Result<kube::Client> {
-    let kube_config = if config.kubeconfig.as_os_str().is_empty() {
-        kube::Config::incluster().context("no kubeconfig is given, and this is no pod with a service account")?
-    } else {
-        let file = kube::config::Kubeconfig::read_from(&config.kubeconfig)
-            .with_context(|| format!("read {}", config.kubeconfig.display()))?;
-        kube::Config::from_custom_kubeconfig(file, &kube::config::KubeConfigOptions::default()).await?
-    };
-    kube::Client::try_from(kube_config).context("set up the API client")
+async fn kube_config(config: &Config) -> Result<kube::Config> {
+    if config.kubeconfig.as_os_str().is_empty() {
+        return kube::Config::incluster().context("no kubeconfig is given, and this is no pod with a service account");
+    }
+    let file = kube::config::Kubeconfig::read_from(&config.kubeconfig)
+        .with_context(|| format!("read {}", config.kubeconfig.display()))?;
+    Ok(kube::Config::from_custom_kubeconfig(file, &kube::config::KubeConfigOptions::default()).await?)
 }
 
 /// A hub that starts before its API waits for it.

@@ -30,7 +30,7 @@ const KUBELET_CA: &str = "ca-serving";
 ///
 /// # Errors
 /// When the API cannot be built, or refuses the hub's role.
-pub(crate) async fn start(config: &Config, tasks: &mut Tasks, stop: watch::Receiver<bool>) -> Result<kube::Client> {
+pub(crate) async fn start(config: &Config, tasks: &mut Tasks, stop: watch::Receiver<bool>) -> Result<kube::Config> {
     let server = apiserver::build(apiserver::Config {
         data: config.data.clone(),
         listen: config.listen,
@@ -42,9 +42,10 @@ pub(crate) async fn start(config: &Config, tasks: &mut Tasks, stop: watch::Recei
     });
     let server = Box::pin(server).await.context("start the embedded API")?;
     let masters: &[&str] = &["system:masters"];
-    let hub = client(&server.kubeconfig(HUB, &[])?).await?;
-    let admin = client(&server.kubeconfig("kedge:installer", masters)?).await?;
-    let controlling = client(&server.kubeconfig("system:kube-controller-manager", masters)?).await?;
+    let hub = configuration(&server.kubeconfig(HUB, &[])?).await?;
+    let admin = configuration(&server.kubeconfig("kedge:installer", masters)?).await?;
+    let controlling = configuration(&server.kubeconfig("system:kube-controller-manager", masters)?).await?;
+    let controlling = kube::Client::try_from(controlling).context("set up the controllers' client")?;
     let settings = controllers::Config {
         root_ca: server.root_ca().to_owned(),
         cluster_cidr: config.pods()?,
@@ -52,17 +53,16 @@ pub(crate) async fn start(config: &Config, tasks: &mut Tasks, stop: watch::Recei
         ..controllers::Config::default()
     };
     tasks.spawn("embedded API", server.run(stop.clone()));
-    apply(&KubeApi::new(admin), RBAC)
+    apply(&KubeApi::new(admin)?, RBAC)
         .await
         .context("apply the hub's role")?;
     tasks.spawn("controllers", control(controlling, settings, stop));
     Ok(hub)
 }
 
-async fn client(kubeconfig: &str) -> Result<kube::Client> {
+async fn configuration(kubeconfig: &str) -> Result<kube::Config> {
     let file = Kubeconfig::from_yaml(kubeconfig).context("read the embedded API's kubeconfig")?;
-    let config = kube::Config::from_custom_kubeconfig(file, &KubeConfigOptions::default()).await?;
-    kube::Client::try_from(config).context("set up a client of the embedded API")
+    Ok(kube::Config::from_custom_kubeconfig(file, &KubeConfigOptions::default()).await?)
 }
 
 async fn control(client: kube::Client, config: controllers::Config, mut stop: watch::Receiver<bool>) {

@@ -1,8 +1,12 @@
 //! Requests to the Kubernetes API as raw JSON, by the hub's own account or as a node.
 //!
 //! A node is impersonated by `Impersonate-User` alone (constrained impersonation, Kubernetes 1.36); the Node authorizer and
-//! NodeRestriction then judge the request as if the node had made it. Every call has a deadline and a byte budget.
+//! NodeRestriction then judge the request as if the node had made it. Every call has a deadline and a byte budget. Watches have
+//! connections of their own ([`watches`]).
 
+pub mod watches;
+
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -11,6 +15,8 @@ use http::{Method, Request, StatusCode, header};
 use http_body_util::{BodyExt as _, Limited};
 use kube::client::Body;
 use serde_json::Value;
+
+use watches::{Place, Watches};
 
 /// A call that takes longer is given up.
 const DEADLINE: Duration = Duration::from_secs(10);
@@ -86,6 +92,7 @@ impl ApiError {
 #[derive(Clone)]
 pub struct KubeApi {
     client: kube::Client,
+    watches: Arc<Watches>,
 }
 
 impl std::fmt::Debug for KubeApi {
@@ -95,9 +102,15 @@ impl std::fmt::Debug for KubeApi {
 }
 
 impl KubeApi {
-    /// Over this client.
-    pub fn new(client: kube::Client) -> Self {
-        Self { client }
+    /// To the API of this configuration.
+    ///
+    /// # Errors
+    /// Its certificates or keys make no sense.
+    pub fn new(config: kube::Config) -> kube::Result<Self> {
+        Ok(Self {
+            client: kube::Client::try_from(config.clone())?,
+            watches: Arc::new(Watches::new(config)),
+        })
     }
 
     /// The client, for what needs types.
@@ -111,7 +124,7 @@ impl KubeApi {
     /// What the API answers, or that it does not.
     pub async fn call(&self, who: As<'_>, method: Method, path: &str, body: Send<'_>) -> Result<Value, ApiError> {
         let answer = async {
-            let response = self.start(who, method, path, body).await?;
+            let response = start(&self.client, who, method, path, body).await?;
             let limited = Limited::new(response.into_body(), MAX_ANSWER);
             let bytes = limited.collect().await.map_err(|source| ApiError::Transport {
                 path: path.into(),
@@ -144,47 +157,51 @@ impl KubeApi {
         who: As<'_>,
         path: &str,
     ) -> Result<BoxStream<'static, Result<Value, ApiError>>, ApiError> {
-        let start = self.start(who, Method::GET, path, Send::Nothing);
+        let (client, place) = self.watches.place().map_err(|source| ApiError::Transport {
+            path: path.into(),
+            source,
+        })?;
+        let start = start(&client, who, Method::GET, path, Send::Nothing);
         let response = tokio::time::timeout(DEADLINE, start)
             .await
             .map_err(|_| ApiError::Deadline { path: path.into() })??;
-        Ok(lines(response.into_body(), path.to_owned()).boxed())
+        Ok(lines(response.into_body(), path.to_owned(), place).boxed())
     }
+}
 
-    async fn start(
-        &self,
-        who: As<'_>,
-        method: Method,
-        path: &str,
-        body: Send<'_>,
-    ) -> Result<http::Response<Body>, ApiError> {
-        let transport = |source: Box<dyn std::error::Error + std::marker::Send + Sync>| ApiError::Transport {
-            path: path.to_owned(),
-            source,
-        };
-        let mut request = Request::builder()
-            .method(method)
-            .uri(path)
-            .header(header::ACCEPT, "application/json");
-        if let As::Node(node) = who {
-            request = request.header("Impersonate-User", format!("system:node:{node}"));
-        }
-        let (kind, content) = match body {
-            Send::Nothing => ("", Vec::new()),
-            Send::Json(value) => ("application/json", value.to_string().into_bytes()),
-            Send::Merge(value) => ("application/merge-patch+json", value.to_string().into_bytes()),
-            Send::Strategic(value) => ("application/strategic-merge-patch+json", value.to_string().into_bytes()),
-        };
-        if !kind.is_empty() {
-            request = request.header(header::CONTENT_TYPE, kind);
-        }
-        let request = request.body(Body::from(content)).map_err(|e| transport(e.into()))?;
-        let response = self.client.send(request).await.map_err(|e| transport(e.into()))?;
-        if response.status().is_success() {
-            return Ok(response);
-        }
-        Err(refusal(path, response.status(), response.into_body()).await)
+async fn start(
+    client: &kube::Client,
+    who: As<'_>,
+    method: Method,
+    path: &str,
+    body: Send<'_>,
+) -> Result<http::Response<Body>, ApiError> {
+    let transport = |source: Box<dyn std::error::Error + std::marker::Send + Sync>| ApiError::Transport {
+        path: path.to_owned(),
+        source,
+    };
+    let mut request = Request::builder()
+        .method(method)
+        .uri(path)
+        .header(header::ACCEPT, "application/json");
+    if let As::Node(node) = who {
+        request = request.header("Impersonate-User", format!("system:node:{node}"));
     }
+    let (kind, content) = match body {
+        Send::Nothing => ("", Vec::new()),
+        Send::Json(value) => ("application/json", value.to_string().into_bytes()),
+        Send::Merge(value) => ("application/merge-patch+json", value.to_string().into_bytes()),
+        Send::Strategic(value) => ("application/strategic-merge-patch+json", value.to_string().into_bytes()),
+    };
+    if !kind.is_empty() {
+        request = request.header(header::CONTENT_TYPE, kind);
+    }
+    let request = request.body(Body::from(content)).map_err(|e| transport(e.into()))?;
+    let response = client.clone().send(request).await.map_err(|e| transport(e.into()))?;
+    if response.status().is_success() {
+        return Ok(response);
+    }
+    Err(refusal(path, response.status(), response.into_body()).await)
 }
 
 async fn refusal(path: &str, code: StatusCode, body: Body) -> ApiError {
@@ -203,10 +220,10 @@ async fn refusal(path: &str, code: StatusCode, body: Body) -> ApiError {
     }
 }
 
-/// Splits a watch's body into its events.
-fn lines(body: Body, path: String) -> impl futures::Stream<Item = Result<Value, ApiError>> {
-    let state = (body, Vec::<u8>::new(), path);
-    futures::stream::try_unfold(state, |(mut body, mut rest, path)| async move {
+/// Splits a watch's body into its events. The place on the connection is held for as long as they are read.
+fn lines(body: Body, path: String, place: Place) -> impl futures::Stream<Item = Result<Value, ApiError>> {
+    let state = (body, Vec::<u8>::new(), path, place);
+    futures::stream::try_unfold(state, |(mut body, mut rest, path, place)| async move {
         loop {
             if let Some(end) = rest.iter().position(|b| *b == b'\n') {
                 let line: Vec<u8> = rest.drain(..=end).collect();
@@ -215,7 +232,7 @@ fn lines(body: Body, path: String) -> impl futures::Stream<Item = Result<Value, 
                     source: source.into(),
                 };
                 let event = serde_json::from_slice(&line).map_err(fail)?;
-                return Ok(Some((event, (body, rest, path))));
+                return Ok(Some((event, (body, rest, path, place))));
             }
             if rest.len() > MAX_LINE {
                 return Err(ApiError::Transport {

@@ -4,13 +4,15 @@
 //! - edge → tunnel → [`relay::Link`] → [`Reports`]; what must not be lost is acknowledged when the API has it
 //! - streams that the edge opens → [`crate::node_api`]
 //!
-//! State: [`Task`], owned by the task; it ends with its tunnel session and then says so to [`Reports`]. A report that
-//! cannot be written is tried again in order; later ones of its class wait.
+//! State: [`Task`], owned by the task; it ends with its tunnel session and then says so to [`Reports`]. Reports that must not
+//! be lost are written beside the loop, one of a class at a time ([`Lane`]): a slow API holds up neither statuses nor what goes
+//! down. One that cannot be written is tried again in order; later ones of its class wait.
 //!
 //! The hub never answers a Hello from a view older than what the edge has: it lists anew first. Where the API itself is
 //! older, or is another one, the answer starts over with Begin and the edge judges; no Delete is made of the difference.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::panic::resume_unwind;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -18,7 +20,7 @@ use bytes::Bytes;
 use futures::FutureExt as _;
 use relay::{Event, Faults, Item, Link, Outgoing, Push, Source, SourceObject, SourceView};
 use tokio::sync::watch;
-use tokio::task::JoinSet;
+use tokio::task::{JoinError, JoinSet};
 use tokio::time::Instant;
 use tunnel::{CloseReason, Session};
 use wire::proto::{Adopt, Down, Hello, down, up};
@@ -26,7 +28,7 @@ use wire::{ClassId, Now, Priority};
 
 use crate::registry::Registry;
 use crate::registry::view::{ApiIdentity, Kind, NodeView};
-use crate::reports::{Departure, PodRef, Reports, SessionInfo};
+use crate::reports::{Departure, PodRef, ReportError, Reports, SessionInfo};
 
 /// Marks alone are sent this often: they keep a later hub from believing an older backup, and cost bytes.
 const MARKS: Duration = Duration::from_secs(300);
@@ -87,8 +89,8 @@ async fn run(session: Session, deps: Deps) {
         registry: deps.registry.clone(),
         marks_at: Instant::now(),
         reports: deps.reports.clone(),
-        pending: VecDeque::new(),
-        retry_at: None,
+        lanes: BTreeMap::new(),
+        writes: JoinSet::new(),
         adopted: String::new(),
         suspect: false,
     };
@@ -123,12 +125,14 @@ async fn streams(session: &Session, deps: &Deps) -> CloseReason {
     }
 }
 
-/// A report that must not be lost.
-#[derive(Debug)]
-struct Pending {
-    class: ClassId,
-    seq: u64,
-    body: up::Body,
+/// Reports of one class that must not be lost, in their order.
+#[derive(Debug, Default)]
+struct Lane {
+    waiting: VecDeque<(u64, up::Body)>,
+    /// The first of them is being written.
+    busy: bool,
+    /// The first of them could not be written; when to try again.
+    retry_at: Option<Instant>,
 }
 
 /// A Hello that is not answered yet.
@@ -150,8 +154,9 @@ struct Task {
     registry: Registry,
     marks_at: Instant,
     reports: Arc<dyn Reports>,
-    pending: VecDeque<Pending>,
-    retry_at: Option<Instant>,
+    lanes: BTreeMap<ClassId, Lane>,
+    /// What is being written: whose class, and how it went.
+    writes: JoinSet<(ClassId, Result<(), ReportError>)>,
     /// The identity that a person adopted and that was sent.
     adopted: String,
     suspect: bool,
@@ -163,7 +168,7 @@ impl Task {
         loop {
             self.take_view(&current);
             self.handle_events(&current).await;
-            self.write_pending().await;
+            self.write_waiting();
             self.fill();
             let blocked = match self.transmit(session) {
                 Ok(all) => !all,
@@ -182,6 +187,7 @@ impl Task {
                     }
                     current = view.borrow_and_update().clone();
                 }
+                Some(done) = self.writes.join_next(), if !self.writes.is_empty() => self.written(done),
                 () = session.ready(), if blocked => {}
                 () = tokio::time::sleep_until(timeout) => {}
             }
@@ -215,7 +221,8 @@ impl Task {
             .link
             .poll_timeout()
             .map(|at| Instant::now() + at.saturating_sub(now().boottime));
-        link.into_iter().chain(self.retry_at).fold(later, Instant::min)
+        let retries = self.lanes.values().filter_map(|lane| lane.retry_at);
+        link.into_iter().chain(retries).fold(later, Instant::min)
     }
 
     /// Takes a new view; alone-standing marks wait.
@@ -338,37 +345,46 @@ impl Task {
                 }
                 self.link.commit(class, seq);
             }
-            body => self.pending.push_back(Pending { class, seq, body }),
+            body => self.lanes.entry(class).or_default().waiting.push_back((seq, body)),
         }
     }
 
-    /// Writes what must not be lost; the first failure makes the rest wait.
-    async fn write_pending(&mut self) {
-        if self.retry_at.is_some_and(|at| at > Instant::now()) {
-            return;
-        }
-        self.retry_at = None;
-        while let Some(Pending { class, seq, body }) = self.pending.front() {
-            let done = match body {
-                up::Body::Gone(gone) => {
-                    let key = gone.key.clone().unwrap_or_default();
-                    let pod = PodRef {
-                        namespace: key.namespace,
-                        name: key.name,
-                        uid: gone.uid.clone(),
-                    };
-                    self.reports.pod_gone(&self.node, pod).await
-                }
-                up::Body::Event(event) => self.reports.event(&self.node, event.object.clone()).await,
-                _ => Ok(()),
-            };
-            if let Err(error) = done {
-                tracing::warn!(node = self.node, %error, "a report could not be written; trying again");
-                self.retry_at = Some(Instant::now() + RETRY);
-                return;
+    /// Starts to write the first report of each class that has one and is not busy.
+    fn write_waiting(&mut self) {
+        for (class, lane) in &mut self.lanes {
+            if lane.busy || lane.retry_at.is_some_and(|at| at > Instant::now()) {
+                continue;
             }
-            self.link.commit(*class, *seq);
-            self.pending.pop_front();
+            let Some((_, body)) = lane.waiting.front() else {
+                continue;
+            };
+            lane.busy = true;
+            lane.retry_at = None;
+            let (class, body) = (*class, body.clone());
+            let (reports, node) = (self.reports.clone(), self.node.clone());
+            self.writes
+                .spawn(async move { (class, write(&*reports, &node, body).await) });
+        }
+    }
+
+    /// A report was written, or not.
+    fn written(&mut self, done: Result<(ClassId, Result<(), ReportError>), JoinError>) {
+        let (class, result) = match done {
+            Ok(done) => done,
+            Err(error) => resume_unwind(error.into_panic()),
+        };
+        let lane = self.lanes.entry(class).or_default();
+        lane.busy = false;
+        match result {
+            Ok(()) => {
+                if let Some((seq, _)) = lane.waiting.pop_front() {
+                    self.link.commit(class, seq);
+                }
+            }
+            Err(error) => {
+                tracing::warn!(node = self.node, %error, "a report could not be written; trying again");
+                lane.retry_at = Some(Instant::now() + RETRY);
+            }
         }
     }
 
@@ -400,6 +416,24 @@ impl Task {
                 }
             }
         })
+    }
+}
+
+/// Writes one report that must not be lost.
+async fn write(reports: &dyn Reports, node: &str, body: up::Body) -> Result<(), ReportError> {
+    match body {
+        up::Body::Gone(gone) => {
+            let key = gone.key.unwrap_or_default();
+            let pod = PodRef {
+                namespace: key.namespace,
+                name: key.name,
+                uid: gone.uid,
+            };
+            reports.pod_gone(node, pod).await
+        }
+        up::Body::Event(event) => reports.event(node, event.object).await,
+        // Of a class that a newer edge has: nothing to keep.
+        _ => Ok(()),
     }
 }
 

@@ -1,13 +1,14 @@
 //! One node's task: lease, node status, pod statuses, for as long as its session lives.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
+use std::panic::resume_unwind;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use futures::stream::{self, StreamExt as _};
 use http::Method;
 use serde_json::{Value, json};
 use tokio::sync::Notify;
+use tokio::task::{JoinError, JoinSet};
 use tokio::time::Instant;
 
 use super::{Writer, diff, micro_timestamp, timestamp};
@@ -22,6 +23,8 @@ const LEASE_STALE: Duration = Duration::from_secs(25);
 const AGENT_ANNOTATION: &str = "kedge.dev/agent";
 /// After a write that failed.
 pub const RETRY: Duration = Duration::from_secs(1);
+/// A lease that is due and could not be renewed is tried again after this.
+const LEASE_RETRY: Duration = Duration::from_millis(200);
 /// How often it is tried to write that a node is away: an API that restarts is back by then.
 const DEPARTED_TRIES: u32 = 60;
 
@@ -39,6 +42,10 @@ const PODS_AT_ONCE: usize = 8;
 /// How the edge's condition Ready begins when its container runtime does not answer.
 const RUNTIME_DOWN: &str = "container runtime is down";
 
+/// Under which names the node's own status and metadata are remembered beside the pods' uids.
+const NODE: &str = "node";
+const METADATA: &str = "metadata";
+
 type Written = HashMap<String, Write>;
 
 struct Task {
@@ -47,6 +54,11 @@ struct Task {
     wake: Arc<Notify>,
     epoch: u64,
     written: Written,
+    /// Pod statuses that are being written, at most [`PODS_AT_ONCE`], one a pod: the uid, and what the API made of it.
+    writes: JoinSet<(String, Result<Option<Value>, ApiError>)>,
+    writing: HashSet<String>,
+    /// What could not be written, by a pod's uid or [`NODE`], and when it is tried again.
+    retries: HashMap<String, Instant>,
     lease_at: Instant,
     /// Why the node is back, judged once by what the API said of it before this session.
     connected: Option<Value>,
@@ -74,21 +86,23 @@ pub(super) async fn run(writer: Writer, node: String, epoch: u64) {
         wake,
         epoch,
         written: HashMap::new(),
+        writes: JoinSet::new(),
+        writing: HashSet::new(),
+        retries: HashMap::new(),
         lease_at,
         connected: None,
         announce: false,
         runtime_down: false,
     };
     while task.is_live() {
-        let done = task.step().await;
-        let next = if done {
-            task.lease_at
-        } else {
-            (Instant::now() + RETRY).min(task.lease_at)
-        };
+        task.step().await;
+        // Overdue: there is no Node yet, or the API did not take it.
+        let lease_at = task.lease_at.max(Instant::now() + LEASE_RETRY);
+        let next = task.retries.values().copied().fold(lease_at, Instant::min);
         tokio::select! {
             () = task.wake.notified() => {}
             _ = changed.changed() => {}
+            Some(done) = task.writes.join_next(), if !task.writes.is_empty() => task.pod_written(done),
             () = tokio::time::sleep_until(next) => {}
         }
     }
@@ -102,22 +116,27 @@ impl Task {
             .is_some_and(|live| live.info.epoch == self.epoch)
     }
 
-    /// Brings the API to what is reported; `false` when something is to be tried again.
-    async fn step(&mut self) -> bool {
+    /// Brings the API to what is reported; what fails is tried again in its time.
+    async fn step(&mut self) {
+        self.retries.retain(|_, at| *at > Instant::now());
+        self.write_pods();
+        if self.retries.contains_key(NODE) {
+            return;
+        }
         let result = async {
             self.renew_lease().await?;
-            self.write_node().await?;
-            self.write_pods().await
+            self.write_node().await
         };
-        match result.await {
-            Ok(()) => true,
-            Err(error) => {
-                tracing::warn!(node = self.node, %error, "a report could not be written; trying again");
-                // What failed was not written; what was is compared with the API again.
-                self.written.clear();
-                false
-            }
+        if let Err(error) = result.await {
+            self.failed(NODE, &error);
+            self.written.remove(METADATA);
         }
+    }
+
+    fn failed(&mut self, what: &str, error: &ApiError) {
+        tracing::warn!(node = self.node, what, %error, "a report could not be written; trying again");
+        self.written.remove(what);
+        self.retries.insert(what.to_owned(), Instant::now() + RETRY);
     }
 
     async fn renew_lease(&mut self) -> Result<(), ApiError> {
@@ -178,7 +197,7 @@ impl Task {
         let told = std::mem::replace(&mut self.runtime_down, down.is_some());
         let shown = down.clone().unwrap_or_else(|| connected.clone());
         complete(&mut status, self.writer.kubelet.of(&self.node).await, &shown);
-        if self.is_due("node", &status, (&node.object["status"], node.version)) {
+        if self.is_due(NODE, &status, (&node.object["status"], node.version)) {
             self.write_status(status, &node.object).await?;
         }
         let came_back = std::mem::take(&mut self.announce).then_some(connected);
@@ -199,7 +218,7 @@ impl Task {
             .api
             .call(As::Node(&self.node), Method::PATCH, &path, Send::Strategic(&patch))
             .await?;
-        self.wrote("node", &result["status"]);
+        self.wrote(NODE, &result["status"]);
         Ok(())
     }
 
@@ -218,7 +237,7 @@ impl Task {
             return Ok(());
         }
         let version = crate::registry::list_watch::version(node);
-        if !self.is_due("metadata", &metadata, (&node["metadata"], version)) {
+        if !self.is_due(METADATA, &metadata, (&node["metadata"], version)) {
             return Ok(());
         }
         let path = format!("/api/v1/nodes/{}", self.node);
@@ -228,7 +247,7 @@ impl Task {
             .api
             .call(As::Node(&self.node), Method::PATCH, &path, Send::Merge(&patch))
             .await?;
-        self.wrote("metadata", &result["metadata"]);
+        self.wrote(METADATA, &result["metadata"]);
         Ok(())
     }
 
@@ -240,37 +259,44 @@ impl Task {
             .unwrap_or_default()
     }
 
-    /// Writes what is due, a few pods at once: one after the other, the last of twenty would wait for nineteen round trips.
-    async fn write_pods(&mut self) -> Result<(), ApiError> {
+    /// Starts to write what is due, a few pods at once: one after the other, the last of twenty would wait for nineteen round
+    /// trips. A pod whose status changes while it is written is written again after that, with the newest.
+    fn write_pods(&mut self) {
         let reports: Vec<(PodRef, Value)> = match self.writer.lock().get(&self.node) {
             Some(live) => live
                 .pods
                 .iter()
+                .filter(|(pod, _)| !self.writing.contains(&pod.uid) && !self.retries.contains_key(&pod.uid))
                 .map(|(pod, status)| (pod.clone(), status.clone()))
                 .collect(),
-            None => return Ok(()),
+            None => return,
         };
-        let due: Vec<(PodRef, Value)> = reports
-            .into_iter()
-            .filter(|(pod, status)| self.is_pod_due(pod, status))
-            .collect();
-        let (writer, node) = (self.writer.clone(), self.node.clone());
-        let writes = due.into_iter().map(|(pod, status)| {
-            let (writer, node) = (&writer, &node);
-            async move { (pod.uid.clone(), write_pod(writer, node, &pod, &status).await) }
-        });
-        let mut writes = stream::iter(writes).buffer_unordered(PODS_AT_ONCE);
-        let mut first_error = None;
-        while let Some((uid, result)) = writes.next().await {
-            match result {
-                Ok(Some(status)) => self.wrote(&uid, &status),
-                Ok(None) => {}
-                Err(error) => {
-                    first_error.get_or_insert(error);
-                }
+        for (pod, status) in reports {
+            if self.writes.len() >= PODS_AT_ONCE {
+                return;
             }
+            if !self.is_pod_due(&pod, &status) {
+                continue;
+            }
+            self.writing.insert(pod.uid.clone());
+            let (writer, node) = (self.writer.clone(), self.node.clone());
+            self.writes
+                .spawn(async move { (pod.uid.clone(), write_pod(&writer, &node, &pod, &status).await) });
         }
-        first_error.map_or(Ok(()), Err)
+    }
+
+    /// A pod's status was written, or not.
+    fn pod_written(&mut self, done: Result<(String, Result<Option<Value>, ApiError>), JoinError>) {
+        let (uid, result) = match done {
+            Ok(done) => done,
+            Err(error) => resume_unwind(error.into_panic()),
+        };
+        self.writing.remove(&uid);
+        match result {
+            Ok(Some(status)) => self.wrote(&uid, &status),
+            Ok(None) => {}
+            Err(error) => self.failed(&uid, &error),
+        }
     }
 
     fn is_pod_due(&mut self, pod: &PodRef, status: &Value) -> bool {

@@ -39,8 +39,8 @@ pub enum Outcome {
     Sandbox(Result<(), String>),
     /// A container's image.
     Image(String, images::Outcome),
-    /// A container runs.
-    Started(String, String),
+    /// A container runs: its name, its id, the reference of its image.
+    Started(String, String, String),
     /// A container could not be made.
     NotStarted(String, Waiting),
     /// A container's postStart hook ended; false kills the container.
@@ -92,6 +92,11 @@ pub async fn set_up_volumes(shared: Arc<Shared>, pod: Arc<Pod>) -> Outcome {
         shared.event((&pod, None), Severity::Warning, "FailedMount", message);
     }
     Outcome::Volumes(made.map(|()| due))
+}
+
+/// Whether nothing is missing that the pod's volumes need.
+pub fn is_whole(shared: &Shared, pod: &Pod) -> bool {
+    with_source(shared, pod, &Tokens::new(), |source| source.is_whole())
 }
 
 /// Brings volumes with API content up to date.
@@ -193,7 +198,7 @@ pub async fn start(shared: Arc<Shared>, pod: Arc<Pod>, observed: Observed, start
         return Outcome::NotStarted(name, Waiting::default());
     };
     match try_start(&shared, &pod, (container, &observed), &start).await {
-        Ok(id) => Outcome::Started(name, id),
+        Ok(id) => Outcome::Started(name, id, start.image_ref),
         Err(waiting) => {
             let message = format!("Error: {}", waiting.message);
             shared.event((&pod, Some(container)), Severity::Warning, "Failed", &message);
@@ -241,13 +246,6 @@ async fn try_start(
     let text = format!("Started container {}", container.name);
     shared.event((pod, Some(container)), Severity::Normal, "Started", &text);
     link_log(shared, pod, container, (&id, start.attempt));
-    let recorded = shared
-        .rows
-        .commit(vec![images::record(pod, container, &start.image_ref)])
-        .await;
-    if let Err(error) = recorded {
-        tracing::warn!(pod = pod.full_name(), %error, "the image's digest is not recorded");
-    }
     Ok(id)
 }
 

@@ -121,7 +121,11 @@ pub struct Memory {
     pub volumes: Step,
     /// The sandbox; `Failed` holds the next try.
     pub sandbox: Step,
-    /// Whether a job is running that makes volumes, sandbox or a container.
+    /// Whether volumes are being made.
+    pub mounting: bool,
+    /// Whether nothing that the volumes need is missing: then the sandbox need not wait for them.
+    pub whole: bool,
+    /// Whether a job is running that makes the sandbox or a container, or cleans up.
     pub busy: bool,
     /// Why containers could not be started.
     pub failures: BTreeMap<String, Waiting>,

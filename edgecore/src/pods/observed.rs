@@ -1,5 +1,7 @@
 //! What the runtime has of one pod. Rebuilt from lists and labels each time; nothing here outlives a read.
 
+use futures::future::try_join_all;
+
 use cri::{ContainerState, ContainerStatus, Runtime, Sandbox, SandboxFilter, SandboxState, SandboxStatus, StringMap};
 
 /// Labels and annotations that carry a pod's identity through the runtime; kubelet's names, so that other tools read them.
@@ -86,41 +88,25 @@ impl Observed {
             labels: labels.clone(),
             ..SandboxFilter::default()
         };
-        let mut sandboxes = runtime.list_sandboxes(&filter).await?;
-        sandboxes.sort_by_key(|s| std::cmp::Reverse((s.metadata.attempt, s.created_at)));
-        let filter = cri::ContainerFilter {
+        let containers = cri::ContainerFilter {
             labels,
             ..cri::ContainerFilter::default()
         };
-        let mut containers = Vec::new();
-        for listed in runtime.list_containers(&filter).await? {
-            let before = known
-                .containers
-                .iter()
-                .find(|c| c.status.id == listed.id && c.is_over());
-            let status = match before {
-                Some(seen) if listed.state == seen.status.state => seen.status.clone(),
-                _ => match runtime.container_status(&listed.id).await {
-                    Ok(status) => status,
-                    Err(error) if error.is_not_found() => continue,
-                    Err(error) => return Err(error),
-                },
-            };
-            containers.push(Seen {
-                sandbox_id: listed.sandbox_id,
-                status,
-            });
-        }
-        containers.sort_by_key(|c| std::cmp::Reverse((c.status.created_at, c.status.metadata.attempt)));
+        let (mut sandboxes, containers) =
+            tokio::try_join!(runtime.list_sandboxes(&filter), runtime.list_containers(&containers))?;
+        sandboxes.sort_by_key(|s| std::cmp::Reverse((s.metadata.attempt, s.created_at)));
         let mut sandboxes = sandboxes.into_iter();
-        let sandbox = match sandboxes.next() {
-            Some(newest) => match runtime.sandbox_status(&newest.id).await {
-                Ok(status) => Some(status),
-                Err(error) if error.is_not_found() => None,
-                Err(error) => return Err(error),
-            },
-            None => None,
+        let newest = sandboxes.next();
+        let sandbox = async {
+            match &newest {
+                Some(newest) => found(runtime.sandbox_status(&newest.id).await),
+                None => Ok(None),
+            }
         };
+        let containers = try_join_all(containers.into_iter().map(|listed| seen(runtime, listed, known)));
+        let (sandbox, containers) = tokio::try_join!(sandbox, containers)?;
+        let mut containers: Vec<Seen> = containers.into_iter().flatten().collect();
+        containers.sort_by_key(|c| std::cmp::Reverse((c.status.created_at, c.status.metadata.attempt)));
         Ok(Self {
             sandbox,
             old_sandboxes: sandboxes.collect(),
@@ -162,5 +148,30 @@ impl Observed {
     /// The attempt number of the next sandbox.
     pub fn next_attempt(&self) -> u32 {
         self.sandbox.as_ref().map_or(0, |s| s.metadata.attempt + 1)
+    }
+}
+
+/// A container's status, unless it went since it was listed.
+async fn seen(runtime: &dyn Runtime, listed: cri::Container, known: &Observed) -> cri::Result<Option<Seen>> {
+    let before = known
+        .containers
+        .iter()
+        .find(|c| c.status.id == listed.id && c.is_over());
+    let status = match before {
+        Some(seen) if listed.state == seen.status.state => Some(seen.status.clone()),
+        _ => found(runtime.container_status(&listed.id).await)?,
+    };
+    Ok(status.map(|status| Seen {
+        sandbox_id: listed.sandbox_id,
+        status,
+    }))
+}
+
+/// None for what the runtime no longer has.
+fn found<T>(answer: cri::Result<T>) -> cri::Result<Option<T>> {
+    match answer {
+        Ok(value) => Ok(Some(value)),
+        Err(error) if error.is_not_found() => Ok(None),
+        Err(error) => Err(error),
     }
 }

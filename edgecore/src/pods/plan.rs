@@ -1,8 +1,9 @@
 //! What to do next for a pod: a function of (pod, observed, memory, now), without effects.
 //!
 //! * ending (deleted, removed from the store, rejected, past its deadline, or all containers done): kill with grace, then clean up once;
-//! * else volumes, sandbox, init containers one after the other, sidecars, containers, each gated on the step before;
-//! * at most one action that makes something ([`Action::Volumes`], [`Action::Sandbox`], [`Action::Start`]) is asked for at a time; kills,
+//! * else volumes and sandbox, init containers one after the other, sidecars, containers, each gated on the step before. Where nothing that
+//!   the volumes need is missing, sandbox, volumes (a token is a round trip away) and first images are seen to side by side;
+//! * at most one action that makes a sandbox or a container ([`Action::Sandbox`], [`Action::Start`]) is asked for at a time; volumes, kills,
 //!   pulls and removals run beside it.
 
 use std::time::Duration;
@@ -104,11 +105,9 @@ pub fn plan(inputs: Inputs<'_>) -> Plan {
     for seen in observed.containers.iter().filter(|c| c.is_running()) {
         kill_if_unfit(inputs, seen, &mut plan);
     }
-    if let Some(action) = prepare(inputs, &mut plan) {
-        plan.actions.extend(action);
-        return plan;
+    if prepare(inputs, &mut plan) {
+        start_containers(inputs, &mut plan);
     }
-    start_containers(inputs, &mut plan);
     plan
 }
 
@@ -152,7 +151,7 @@ fn end(inputs: Inputs<'_>, plan: &mut Plan) {
             Some(removed) => removed || !remove,
             None => false,
         };
-        if !memory.busy && (!done || (remove && observed.sandbox.is_some())) {
+        if !memory.busy && !memory.mounting && (!done || (remove && observed.sandbox.is_some())) {
             plan.actions.push(Action::Finish { remove });
         }
         return;
@@ -287,14 +286,14 @@ fn kill_if_unfit(inputs: Inputs<'_>, seen: &Seen, plan: &mut Plan) {
     }
 }
 
-/// Volumes and sandbox. Some: containers have to wait.
-fn prepare(inputs: Inputs<'_>, plan: &mut Plan) -> Option<Option<Action>> {
+/// Asks for volumes and sandbox, whichever is missing. True: they are there, containers may be started.
+fn prepare(inputs: Inputs<'_>, plan: &mut Plan) -> bool {
     let Inputs {
-        observed, memory, now, ..
+        pod,
+        observed,
+        memory,
+        now,
     } = inputs;
-    if memory.busy {
-        return Some(None);
-    }
     let mut waits = |step: &Step| match step {
         Step::Failed(at) if *at > now.boottime => {
             plan.wake_at(*at);
@@ -302,17 +301,32 @@ fn prepare(inputs: Inputs<'_>, plan: &mut Plan) -> Option<Option<Action>> {
         }
         _ => false,
     };
-    if memory.volumes != Step::Done {
-        return Some((!waits(&memory.volumes)).then_some(Action::Volumes));
-    }
-    if observed.ready_sandbox().is_some() {
-        return None;
-    }
+    let mounted = memory.volumes == Step::Done;
+    let mount = !mounted && !memory.mounting && !waits(&memory.volumes);
+    let ready = observed.ready_sandbox().is_some();
+    // A sandbox beside volumes only at the first try: where they failed, kubelet has no sandbox either.
+    let early = memory.volumes == Step::Todo && memory.whole;
     // Containers of a sandbox that died are stopped first.
-    if observed.containers.iter().any(Seen::is_running) || waits(&memory.sandbox) {
-        return Some(None);
+    let make = !ready
+        && !memory.busy
+        && (mounted || early)
+        && !observed.containers.iter().any(Seen::is_running)
+        && !waits(&memory.sandbox);
+    if mount {
+        plan.actions.push(Action::Volumes);
     }
-    Some(Some(Action::Sandbox(observed.next_attempt())))
+    if make {
+        plan.actions.push(Action::Sandbox(observed.next_attempt()));
+        if early && observed.containers.is_empty() {
+            let first = match pod.spec.init_containers.first() {
+                Some(init) => std::slice::from_ref(init),
+                None => &pod.spec.containers,
+            };
+            let wanted = first.iter().filter(|c| !memory.images.contains_key(&c.name));
+            plan.actions.extend(wanted.map(|c| Action::Pull(c.name.clone())));
+        }
+    }
+    mounted && ready && !memory.busy
 }
 
 fn start_containers(inputs: Inputs<'_>, plan: &mut Plan) {

@@ -123,6 +123,16 @@ impl Source<'_> {
         Ok(())
     }
 
+    /// Whether nothing that a volume needs is missing here. Tokens count as had: they are asked for while other things are made.
+    pub fn is_whole(&self) -> bool {
+        self.pod.spec.volumes.iter().all(|volume| {
+            if let Some(v) = &volume.host_path {
+                return v.r#type.as_deref().unwrap_or_default().is_empty();
+            }
+            volume.empty_dir.is_some() || matches!(self.content(volume), Ok(_) | Err(VolumeError::Token(_)))
+        })
+    }
+
     /// Brings the volumes with API content up to date. One that cannot be keeps what it has.
     pub fn refresh(&self) -> Vec<(String, VolumeError)> {
         let dynamic = |v: &&Volume| {
@@ -141,7 +151,23 @@ impl Source<'_> {
         if let Some(v) = &volume.host_path {
             return check_host_path(v);
         }
-        let (plugin, tmpfs, payload) = if let Some(v) = &volume.config_map {
+        let (plugin, tmpfs, payload) = self.content(volume)?;
+        let target = self.dir.volume(plugin, &volume.name);
+        fs::create_dir_all(&target)?;
+        if tmpfs {
+            mounts::ensure_tmpfs(&target, None)?;
+        }
+        fs::set_permissions(
+            &target,
+            fs::Permissions::from_mode(if owner.group.is_some() { 0o2777 } else { 0o777 }),
+        )?;
+        atomic::write(&target, &payload, owner)?;
+        Ok(())
+    }
+
+    /// What the files of a volume with API content hold: its plugin's name, whether it is kept in memory, the files.
+    fn content(&self, volume: &Volume) -> Result<(&'static str, bool, Payload), VolumeError> {
+        Ok(if let Some(v) = &volume.config_map {
             let mode = v.default_mode.unwrap_or(DEFAULT_MODE);
             (
                 "configmap",
@@ -162,18 +188,7 @@ impl Source<'_> {
             ("downward-api", true, self.downward(v, mode)?)
         } else {
             return Err(VolumeError::Unsupported);
-        };
-        let target = self.dir.volume(plugin, &volume.name);
-        fs::create_dir_all(&target)?;
-        if tmpfs {
-            mounts::ensure_tmpfs(&target, None)?;
-        }
-        fs::set_permissions(
-            &target,
-            fs::Permissions::from_mode(if owner.group.is_some() { 0o2777 } else { 0o777 }),
-        )?;
-        atomic::write(&target, &payload, owner)?;
-        Ok(())
+        })
     }
 
     fn empty_dir(&self, name: &str, v: &super::api::EmptyDir, owner: Owner) -> io::Result<()> {

@@ -23,7 +23,7 @@ use super::plan::{Action, Kill, Plan, is_ending, is_past_deadline, plan};
 use super::probes::Probes;
 use super::registry::Shared;
 use super::report::{self, PodStatus};
-use super::rows::{gone_key, status_key};
+use super::rows::{Change, RowError, gone_key, status_key};
 use super::status::{self, Inputs};
 use super::{PodView, admission, files, images};
 
@@ -71,6 +71,10 @@ pub struct Worker {
     gone: bool,
     look_again: Vec<Duration>,
     finishing: bool,
+    /// What the runtime has of the pod may have changed since it was read.
+    stale: bool,
+    /// Rows for the next commit.
+    rows: Vec<Change>,
 }
 
 enum News {
@@ -105,6 +109,8 @@ impl Worker {
             gone: false,
             look_again: Vec::new(),
             finishing: false,
+            stale: true,
+            rows: Vec::new(),
         }
     }
 
@@ -113,6 +119,8 @@ impl Worker {
         self.read_prior();
         let mut verdicts = self.probes.subscribe();
         let mut objects = self.shared.objects_changed.clone();
+        // What changed before is seen by the first look.
+        objects.borrow_and_update();
         loop {
             self.take_desired();
             let wake = match self.step().await {
@@ -148,6 +156,15 @@ impl Worker {
     }
 
     fn take(&mut self, news: News) {
+        self.stale = match &news {
+            // Made without the runtime.
+            News::Job(outcome) => !matches!(
+                **outcome,
+                Outcome::Volumes(_) | Outcome::Refreshed(_) | Outcome::Image(..)
+            ),
+            News::Object | News::Objects => false,
+            News::Look | News::Hint => true,
+        } || self.stale;
         match news {
             News::Look => {}
             News::Hint => self.look_again(),
@@ -213,12 +230,18 @@ impl Worker {
 
     async fn step(&mut self) -> cri::Result<Option<Duration>> {
         let uid = self.pod.metadata.uid.clone();
-        self.observed = Observed::read(&*self.shared.runtime, &uid, &self.observed).await?;
+        if self.stale {
+            self.observed = Observed::read(&*self.shared.runtime, &uid, &self.observed).await?;
+            self.stale = false;
+        }
         let now = (self.shared.clock)();
         self.memory.note(&self.observed, now);
         self.learn_ids();
         self.read_messages();
         self.judge(now);
+        if self.memory.volumes == Step::Todo && !self.memory.mounting {
+            self.memory.whole = jobs::is_whole(&self.shared, &self.pod);
+        }
         let inputs = Inputs {
             pod: &self.pod,
             observed: &self.observed,
@@ -242,6 +265,7 @@ impl Worker {
         for action in plan.actions {
             if self.dispatch(action, now).await {
                 // Something went from the runtime: look again at once.
+                self.stale = true;
                 wake = Some(now.boottime);
             }
         }
@@ -382,7 +406,7 @@ impl Worker {
                 self.pulls.push(self.jobs.spawn(jobs::image(shared, pod, name)));
             }
             Action::Volumes => {
-                self.memory.busy = true;
+                self.memory.mounting = true;
                 self.jobs.spawn(jobs::set_up_volumes(shared, pod));
             }
             Action::Sandbox(attempt) => {
@@ -439,7 +463,7 @@ impl Worker {
         let later = Step::Failed(now.boottime + RETRY);
         match outcome {
             Outcome::Volumes(result) => {
-                self.memory.busy = false;
+                self.memory.mounting = false;
                 self.memory.volumes = if result.is_ok() { Step::Done } else { later };
                 self.volumes_due = result.ok().flatten().or(self.volumes_due);
             }
@@ -459,7 +483,7 @@ impl Worker {
                 self.memory.images.insert(name, Image::Ready(reference));
             }
             Outcome::Image(name, images::Outcome::Failed(waiting)) => self.memory.image_failed(&name, waiting, now),
-            Outcome::Started(name, id) => self.started(&name, id),
+            Outcome::Started(name, id, image_ref) => self.started(&name, id, &image_ref),
             Outcome::NotStarted(name, waiting) => {
                 self.memory.busy = false;
                 self.memory.images.remove(&name);
@@ -497,7 +521,7 @@ impl Worker {
         }
     }
 
-    fn started(&mut self, name: &str, id: String) {
+    fn started(&mut self, name: &str, id: String, image_ref: &str) {
         self.memory.busy = false;
         self.look_again();
         self.memory.failures.remove(name);
@@ -507,6 +531,7 @@ impl Worker {
         let Some(container) = self.pod.container(name).cloned() else {
             return;
         };
+        self.rows.push(images::record(&self.pod, &container, image_ref));
         if container.lifecycle.as_ref().is_some_and(|l| l.post_start.is_some()) {
             self.memory.hooks.insert(id.clone());
             let target = Target {
@@ -571,20 +596,21 @@ impl Worker {
     async fn publish(&mut self, now: Now) {
         let status = self.status(now);
         let changed = self.published.as_ref() != Some(&status);
-        if (changed || self.gone) && !self.memory.removed {
+        if !self.memory.removed {
+            let mut rows = self.rows.clone();
             let m = &self.pod.metadata;
-            let value = serde_json::json!({"metadata": {"uid": m.uid}, "status": status}).to_string();
-            let mut rows = Vec::new();
             if changed {
+                let value = serde_json::json!({"metadata": {"uid": m.uid}, "status": status}).to_string();
                 rows.push((status_key(&m.namespace, &m.name, &m.uid), Some(value.into())));
             }
             if self.gone && self.pod.is_deleted() {
                 rows.push((gone_key(&m.namespace, &m.name, &m.uid), Some("{}".into())));
             }
-            match self.shared.rows.commit(rows).await {
+            match self.commit(rows).await {
                 Ok(()) => {
                     self.published = Some(status.clone());
                     self.gone = false;
+                    self.rows.clear();
                 }
                 Err(error) => tracing::error!(pod = self.pod.full_name(), %error, "status not kept"),
             }
@@ -600,6 +626,13 @@ impl Worker {
             self.shared.show(&self.pod.metadata.uid, Some(view));
         }
         self.memory.prior = status;
+    }
+
+    async fn commit(&self, rows: Vec<Change>) -> Result<(), RowError> {
+        if rows.is_empty() {
+            return Ok(());
+        }
+        self.shared.rows.commit(rows).await
     }
 
     /// Nothing is left: the last rows go.

@@ -4,6 +4,8 @@
 //! and Secrets, a time). Jobs run beside the loop, so a pull or a grace period never delays a deletion; at most one of them makes something.
 //! What the worker knows dies with it, and is read back from the runtime and from the pod's last status.
 
+mod publish;
+
 use std::collections::BTreeMap;
 use std::panic::resume_unwind;
 use std::sync::{Arc, PoisonError};
@@ -23,9 +25,9 @@ use super::plan::{Action, Kill, Plan, is_ending, is_past_deadline, plan};
 use super::probes::Probes;
 use super::registry::Shared;
 use super::report::{self, PodStatus};
-use super::rows::{Change, RowError, gone_key, status_key};
+use super::rows::{Change, status_key};
 use super::status::{self, Inputs};
-use super::{PodView, admission, files, images};
+use super::{admission, files, images};
 
 /// How long a pod is left alone when nothing happens; volumes are brought up to date at this pace too.
 const RESYNC: Duration = Duration::from_secs(60);
@@ -571,88 +573,5 @@ impl Worker {
             targets.push((target, now.wall.saturating_sub(started)));
         }
         self.probes.ensure(&self.shared, &self.pod, targets);
-    }
-
-    /// The status now. Once the runtime has forgotten the pod, or is about to, what was said last stays said.
-    fn status(&self, now: Now) -> PodStatus {
-        let forgotten = self.finishing || self.memory.finished == Some(true);
-        if forgotten && !self.memory.prior.phase.is_empty() {
-            let observed_generation = self.pod.metadata.generation;
-            return PodStatus {
-                observed_generation,
-                ..self.memory.prior.clone()
-            };
-        }
-        let host_ips = self.shared.node.borrow().host_ips.clone();
-        let inputs = Inputs {
-            pod: &self.pod,
-            observed: &self.observed,
-            memory: &self.memory,
-            now,
-        };
-        status::status(inputs, &host_ips)
-    }
-
-    async fn publish(&mut self, now: Now) {
-        let status = self.status(now);
-        let changed = self.published.as_ref() != Some(&status);
-        if !self.memory.removed {
-            let mut rows = self.rows.clone();
-            let m = &self.pod.metadata;
-            if changed {
-                let value = serde_json::json!({"metadata": {"uid": m.uid}, "status": status}).to_string();
-                rows.push((status_key(&m.namespace, &m.name, &m.uid), Some(value.into())));
-            }
-            if self.gone && self.pod.is_deleted() {
-                rows.push((gone_key(&m.namespace, &m.name, &m.uid), Some("{}".into())));
-            }
-            match self.commit(rows).await {
-                Ok(()) => {
-                    self.published = Some(status.clone());
-                    self.gone = false;
-                    self.rows.clear();
-                }
-                Err(error) => tracing::error!(pod = self.pod.full_name(), %error, "status not kept"),
-            }
-        }
-        // After a restart the status may well be what it was: it is shown once it has been looked at again.
-        if changed || self.memory.prior != status || !self.shown {
-            self.shown = true;
-            let view = PodView {
-                object: self.pod.clone(),
-                raw: self.raw.clone(),
-                status: Arc::new(status.clone()),
-            };
-            self.shared.show(&self.pod.metadata.uid, Some(view));
-        }
-        self.memory.prior = status;
-    }
-
-    async fn commit(&self, rows: Vec<Change>) -> Result<(), RowError> {
-        if rows.is_empty() {
-            return Ok(());
-        }
-        self.shared.rows.commit(rows).await
-    }
-
-    /// Nothing is left: the last rows go.
-    async fn forget(self) {
-        let m = &self.pod.metadata;
-        self.shared.show(&m.uid, None);
-        self.shared
-            .ids
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .retain(|_, owner| owner != &m.uid);
-        self.shared
-            .admitted
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .remove(&m.uid);
-        let row = status_key(&m.namespace, &m.name, &m.uid);
-        if let Err(error) = self.shared.rows.commit(vec![(row, None)]).await {
-            tracing::warn!(pod = self.pod.full_name(), %error, "the status row stays");
-        }
-        tracing::info!(pod = self.pod.full_name(), uid = m.uid, "pod is gone");
     }
 }

@@ -6,6 +6,8 @@
 
 use std::collections::VecDeque;
 
+use serde::Serialize;
+
 use crate::draw::{Purpose, normal, unit};
 use crate::rate::Sender;
 use crate::spec::{DirectionSpec, Jitter, Loss, Queue, Window};
@@ -35,10 +37,13 @@ pub enum Cause {
     Loss,
     /// The direction was silent when the packet left the queue.
     Blackout,
+    /// It was larger than what the direction lets through.
+    Size,
 }
 
 /// What a direction has done, packets and bytes; each packet counts when it is offered.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
 pub struct Counters {
     /// Packets offered.
     pub offered: u64,
@@ -58,6 +63,8 @@ pub struct Counters {
     pub dropped_loss: u64,
     /// Packets swallowed by silence.
     pub dropped_blackout: u64,
+    /// Packets larger than what gets through.
+    pub dropped_size: u64,
     /// The most bytes that ever waited.
     pub queue_most: u64,
 }
@@ -66,7 +73,7 @@ impl Counters {
     /// Packets that do not arrive, whatever the cause.
     #[must_use]
     pub fn dropped(&self) -> u64 {
-        self.dropped_queue + self.dropped_loss + self.dropped_blackout
+        self.dropped_queue + self.dropped_loss + self.dropped_blackout + self.dropped_size
     }
 }
 
@@ -149,6 +156,10 @@ impl Direction {
         if self.is_silent_at(self.left_at) {
             self.stats.dropped_blackout += 1;
             return Fate::Drop(Cause::Blackout);
+        }
+        if self.spec.largest.is_some_and(|largest| bytes > largest) {
+            self.stats.dropped_size += 1;
+            return Fate::Drop(Cause::Size);
         }
         if lost {
             self.stats.dropped_loss += 1;

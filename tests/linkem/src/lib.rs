@@ -19,8 +19,8 @@ mod wire;
 
 pub use direction::{Cause, Counters, Direction, Fate};
 pub use spec::{
-    Action, Burst, DelayStep, DirectionSpec, Jitter, LinkEvent, LinkSpec, Loss, Queue, Rate, RateStep, SpecError,
-    Window,
+    Action, Burst, DelayStep, DirectionSpec, Family, Jitter, LinkEvent, LinkSpec, Loss, Queue, Rate, RateStep,
+    SpecError, Window,
 };
 pub use trace::{Lte, Trace, TraceError};
 pub use wire::{Arrival, Wire};

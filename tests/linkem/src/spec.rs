@@ -64,6 +64,8 @@ pub struct DirectionSpec {
     pub duplicate: f64,
     /// When everything that is sent disappears without a sign.
     pub blackouts: Vec<Window>,
+    /// Packets of more bytes than this disappear without a sign, as in an MTU black hole.
+    pub largest: Option<u64>,
 }
 
 impl DirectionSpec {
@@ -309,7 +311,7 @@ pub struct Window {
 }
 
 /// Both ways of one link, and what happens to it.
-#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct LinkSpec {
     /// What people call it: `wifi`, `lte`.
@@ -320,6 +322,51 @@ pub struct LinkSpec {
     pub down: DirectionSpec,
     /// In the order of time.
     pub events: Vec<LinkEvent>,
+    /// Bytes of the largest packet that its devices take; they answer larger ones. Not of the model.
+    pub mtu: u32,
+    /// Which addresses its devices have. Not of the model.
+    pub family: Family,
+}
+
+impl Default for LinkSpec {
+    fn default() -> Self {
+        let way = DirectionSpec::default;
+        Self {
+            name: String::new(),
+            up: way(),
+            down: way(),
+            events: Vec::new(),
+            mtu: 1500,
+            family: Family::default(),
+        }
+    }
+}
+
+/// Addresses that an uplink has.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Family {
+    /// IPv4 only, behind a NAT.
+    #[default]
+    Ipv4,
+    /// IPv6 only, routed.
+    Ipv6,
+    /// Both.
+    Both,
+}
+
+impl Family {
+    /// Whether it has IPv4.
+    #[must_use]
+    pub fn has_ipv4(self) -> bool {
+        self != Self::Ipv6
+    }
+
+    /// Whether it has IPv6.
+    #[must_use]
+    pub fn has_ipv6(self) -> bool {
+        self != Self::Ipv4
+    }
 }
 
 /// Something that happens to a link.

@@ -346,6 +346,19 @@ fn scenarios_say_it_in_words_and_wrong_ones_are_refused_by_the_field() {
     }
 }
 
+#[test]
+fn packets_too_large_disappear_and_others_do_not() {
+    let mut direction = Direction::new(
+        &DirectionSpec {
+            largest: Some(1400),
+            ..DirectionSpec::default()
+        },
+        1,
+    );
+    assert_eq!(direction.offer(0, 1401), Fate::Drop(Cause::Size));
+    assert!(matches!(direction.offer(0, 1400), Fate::Deliver { .. }));
+}
+
 fn losses() -> impl Strategy<Value = Loss> {
     prop_oneof![
         Just(Loss::None),

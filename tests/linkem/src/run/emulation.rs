@@ -85,6 +85,12 @@ impl Emulation {
         &self.inner.topology.hub
     }
 
+    /// The hub's device behind which the router is.
+    #[must_use]
+    pub fn hub_device(&self) -> String {
+        self.inner.topology.hub_device()
+    }
+
     /// The router's namespace.
     #[must_use]
     pub fn router(&self) -> &str {
@@ -99,6 +105,11 @@ impl Emulation {
         let at = self.inner.scenario.links.iter().position(|link| link.name == name);
         let at = at.ok_or_else(|| anyhow!("no link '{name}'; there are {}", self.inner.names()))?;
         self.inner.apply(at, action)
+    }
+
+    /// The links' names, in the scenario's order.
+    pub fn links(&self) -> impl Iterator<Item = &str> {
+        self.inner.scenario.links.iter().map(|link| link.name.as_str())
     }
 
     /// What happened so far, without samples.

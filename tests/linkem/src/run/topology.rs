@@ -150,7 +150,7 @@ impl Topology {
     }
 
     /// The hub's device of this emulation.
-    fn hub_device(&self) -> String {
+    pub(crate) fn hub_device(&self) -> String {
         format!("{PREFIX}{}", self.number)
     }
 

@@ -1,7 +1,8 @@
 //! Commands as lines of text, one answer a line: `ok`, `error: …`, or a report.
 //!
 //! ```text
-//! blackHole LINK | blackHoleUp LINK | blackHoleDown LINK | restore LINK | down LINK | up LINK | rebind LINK
+//! blackHole LINK | blackHoleUp LINK | blackHoleDown LINK | restore LINK | down LINK | up LINK
+//! rebind LINK | readdress LINK
 //! report      what happened so far, as JSON
 //! stop        ends it
 //! ```

@@ -19,6 +19,7 @@ struct State {
     hole_down: bool,
     down: bool,
     rebinds: u32,
+    addresses: u32,
 }
 
 #[derive(Debug)]
@@ -190,7 +191,7 @@ impl Inner {
                 self.topology.raise(at)?;
                 state.down = false;
             }
-            Action::Rebind => self.rebind(at, state)?,
+            Action::Rebind | Action::Readdress => self.change(at, action, state)?,
         }
         let State {
             hole_up,
@@ -210,9 +211,15 @@ impl Inner {
         self.handle.report().map(drop)
     }
 
-    fn rebind(&self, at: usize, state: &mut State) -> Result<()> {
-        self.topology.rebind(at, state.rebinds + 1)?;
-        state.rebinds += 1;
+    /// What is counted: a new mapping, a new address.
+    fn change(&self, at: usize, action: Action, state: &mut State) -> Result<()> {
+        if action == Action::Rebind {
+            self.topology.rebind(at, state.rebinds + 1)?;
+            state.rebinds += 1;
+        } else {
+            self.topology.readdress(at, state.addresses + 1)?;
+            state.addresses += 1;
+        }
         Ok(())
     }
 
@@ -221,9 +228,10 @@ impl Inner {
         match action {
             Action::Down => self.topology.lower(at),
             Action::Up => self.topology.raise(at),
-            Action::Rebind => lock(&self.states)
-                .get_mut(at)
-                .map_or(Ok(()), |state| self.rebind(at, state)),
+            Action::Rebind | Action::Readdress => {
+                let mut states = lock(&self.states);
+                self.change(at, action, states.get_mut(at).context("no such link")?)
+            }
             Action::BlackHole | Action::BlackHoleUp | Action::BlackHoleDown | Action::Restore => Ok(()),
         }
     }

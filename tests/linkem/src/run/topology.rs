@@ -241,7 +241,7 @@ impl Topology {
             set(&self.router, &format!("ipv4/conf/{name}/rp_filter"), "0")?;
             self.prepare(&self.router, uplink)?;
             if uplink.family.has_ipv4() {
-                lines.push(format!("addr add 10.90.{index}.1 peer 10.90.{index}.2 dev {name}"));
+                lines.push(format!("addr add 10.90.{index}.1/24 dev {name}"));
             }
             lines.push(format!(
                 "link set dev {name} up mtu {} txqueuelen {DEVICE_QUEUE}",
@@ -281,19 +281,38 @@ impl Topology {
             self.prepare(&self.edge, uplink)?;
             let mut lines = vec![format!("link set dev {name} mtu {mtu} txqueuelen {DEVICE_QUEUE}")];
             if family.has_ipv4() {
-                lines.push(format!("addr add 10.90.{index}.2 peer 10.90.{index}.1 dev {name}"));
-                if self.edge_spec.source_rules {
-                    let table = 100 + index;
-                    lines.push(format!(
-                        "rule add from 10.90.{index}.2 lookup {table} pref {}",
-                        1000 + index
-                    ));
-                }
+                lines.extend(self.address("add", uplink, 0));
             }
             ip(&self.edge, &lines)?;
             self.raise(index - 1)?;
         }
         Ok(())
+    }
+
+    /// Adds or deletes (`verb`) the address that the edge has on `uplink` after `changes`, with its rule.
+    fn address(&self, verb: &str, uplink: &Uplink, changes: u32) -> Vec<String> {
+        let Uplink { name, index, .. } = uplink;
+        let address = format!("10.90.{index}.{}", changes % 250 + 2);
+        let mut lines = vec![format!("addr {verb} {address}/24 dev {name}")];
+        if self.edge_spec.source_rules {
+            let (table, preference) = (100 + index, 1000 + index);
+            lines.push(format!("rule {verb} from {address} lookup {table} pref {preference}"));
+        }
+        lines
+    }
+
+    /// Takes the edge's address on uplink `at` (from 0) away and gives another: the `changes`th time. A device that was down is up then.
+    ///
+    /// # Errors
+    /// When the uplink has no IPv4, or iproute2 fails.
+    pub(crate) fn readdress(&self, at: usize, changes: u32) -> Result<()> {
+        let uplink = self.uplinks.get(at).context("no such uplink")?;
+        ensure!(uplink.family.has_ipv4(), "{}: it has no IPv4 address", uplink.name);
+        // First without: a second address of the same network would go with the first.
+        let mut lines = self.address("del", uplink, changes - 1);
+        lines.extend(self.address("add", uplink, changes));
+        ip(&self.edge, &lines)?;
+        self.raise(at)
     }
 
     /// Takes the edge's device of uplink `at` (from 0) down; its routes go with it.
@@ -394,8 +413,8 @@ impl Drop for Topology {
     }
 }
 
-/// From the hub only answers pass, as with every NAT.
-const FIREWALL: &str = "table inet router {\n chain forward {\n  type filter hook forward priority 0; policy drop;\n  oifname \"hub\" accept\n  \
+/// From the hub only answers pass, as with every NAT. What conntrack refuses (a wrong checksum) would pass with its private address.
+const FIREWALL: &str = "table inet router {\n chain forward {\n  type filter hook forward priority 0; policy drop;\n  ct state invalid drop\n  oifname \"hub\" accept\n  \
                         ct state established,related accept\n }\n}\n";
 
 /// The packets that device `name` was to send and dropped, in the text of `/proc/net/dev`.

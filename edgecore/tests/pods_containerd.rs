@@ -394,7 +394,7 @@ async fn is_furnished(node: &Node) {
     assert!(std::fs::read_to_string(log).unwrap().contains("stdout F started"));
     assert_eq!(status["qosClass"], "Burstable");
     assert!(!cgroups(node.version).is_empty());
-    for reason in ["Pulled: ", "Created: Created container: main", "Started: Started container main"] {
+    for reason in ["Pulled: ", "Created: Container created", "Started: Container started"] {
         node.until(reason, || node.events().iter().any(|e| e.starts_with(reason)))
             .await;
     }

@@ -9,11 +9,13 @@
 //! but the attempts to reach one; nothing else of the agent waits for them.
 
 mod api;
+mod clock;
 mod outbox;
 mod rows;
 mod session;
 
-use std::sync::Arc;
+use std::convert::Infallible;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use metastore::Store;
@@ -22,6 +24,7 @@ use tunnel::{ClockFloor, Edge, EdgeConfig, Session};
 
 use crate::config::EdgecoreConfig;
 use crate::kubelet_api::KubeletApi;
+use crate::node::boottime;
 use crate::node::conditions::HubFlags;
 use crate::rotation::{Pki, PkiError, Rotation};
 
@@ -41,6 +44,7 @@ pub struct EdgeHub {
     complete: watch::Sender<bool>,
     stop: watch::Receiver<bool>,
     floor: ClockFloor,
+    told: Mutex<Option<clock::Told>>,
     /// Names this process to the hub.
     agent: String,
 }
@@ -58,11 +62,11 @@ impl EdgeHub {
     ) -> Result<Self, metastore::ReadError> {
         let state = rows::read_state(&store)?;
         let floor = ClockFloor::new(rows::read_clock(&store)?.max(Duration::from_secs(BUILT)));
-        let trusted = wall() >= floor.get();
+        let clock_untrusted = clock::is_untrusted(wall(), boottime(), floor.get(), None);
         // A node that works alone has all that it ever will.
         let complete = state.synced || (whole && config.hub.addresses.is_empty());
         let flags = HubFlags {
-            clock_untrusted: !trusted,
+            clock_untrusted,
             desired_state_suspect: state.forked.clone(),
         };
         Ok(Self {
@@ -74,6 +78,7 @@ impl EdgeHub {
             complete: watch::Sender::new(complete),
             stop,
             floor,
+            told: Mutex::default(),
             agent: format!("{:016x}", rand::random::<u64>()),
         })
     }
@@ -99,13 +104,21 @@ impl EdgeHub {
     }
 
     /// Keeps a session with the hub until `stop`, then says goodbye.
-    pub async fn run(mut self) {
+    pub async fn run(self) {
+        tokio::select! {
+            biased;
+            () = self.work() => {}
+            never = self.watch_clock() => match never {},
+        }
+    }
+
+    async fn work(&self) {
+        let mut stop = self.stop.clone();
         if self.config.hub.addresses.is_empty() {
             tracing::info!("no hub is configured: the node works alone");
-            let _ = self.stop.wait_for(|stop| *stop).await;
+            let _ = stop.wait_for(|stop| *stop).await;
             return;
         }
-        let mut stop = self.stop.clone();
         let edge = tokio::select! {
             biased;
             _ = stop.wait_for(|stop| *stop) => return,
@@ -185,9 +198,12 @@ impl EdgeHub {
         let hub_time = session.welcome().wall_time;
         tracing::info!(epoch = session.peer().epoch, "session with the hub");
         self.floor.raise(hub_time);
-        let far = hub_time.abs_diff(wall()) > Duration::from_secs(3600);
-        self.flags
-            .send_if_modified(|flags| std::mem::replace(&mut flags.clock_untrusted, far) != far);
+        let told = clock::Told {
+            time: hub_time,
+            at: boottime(),
+        };
+        *self.told.lock().unwrap_or_else(PoisonError::into_inner) = Some(told);
+        self.judge_clock();
         if let Err(error) = rows::write_clock(&self.store, self.floor.get()).await {
             tracing::warn!(%error, "could not store the hub's time");
         }
@@ -203,6 +219,28 @@ impl EdgeHub {
                 });
             }
         }
+    }
+}
+
+impl EdgeHub {
+    /// Somebody may set the clock, and nothing says when.
+    async fn watch_clock(&self) -> Infallible {
+        loop {
+            tokio::time::sleep(clock::LOOK_AGAIN).await;
+            self.judge_clock();
+        }
+    }
+
+    fn judge_clock(&self) {
+        let told = *self.told.lock().unwrap_or_else(PoisonError::into_inner);
+        let untrusted = clock::is_untrusted(wall(), boottime(), self.floor.get(), told);
+        self.flags.send_if_modified(|flags| {
+            let changed = std::mem::replace(&mut flags.clock_untrusted, untrusted) != untrusted;
+            if changed {
+                tracing::warn!(untrusted, "whether this machine's clock is believed has changed");
+            }
+            changed
+        });
     }
 }
 

@@ -13,6 +13,7 @@ use cri::{ContainerFilter, ContainerState, Runtime, SandboxFilter};
 use edgecore::config::EdgecoreConfig;
 use edgecore::kubelet_api::KubeletApi;
 use edgecore::{app, secret_key};
+use kit::containerd::Version;
 use metastore::{Batch, Options, Store};
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -28,8 +29,8 @@ fn config(dir: &Path) -> EdgecoreConfig {
     let (d, cgroup) = (dir.display(), cgroup());
     let text = format!(
         "{{apiVersion: kedge.dev/v1alpha1, kind: EdgecoreConfig, nodeName: robot-1, stateDir: {d}/edge, runDir: {d}/run,
-        containerd: {{socket: {d}/c.sock}}, kubelet: {{rootDir: {d}/kubelet, podLogsDir: {d}/pods, cgroupRoot: {cgroup}}},
-        network: {{cniConfDir: {d}/net.d, bridge: kedgetest0, masquerade: false}}}}"
+        containerd: {{socket: {d}/run/containerd.sock}}, kubelet: {{rootDir: {d}/kubelet, podLogsDir: {d}/pods, cgroupRoot: {cgroup}}},
+        network: {{cniConfDir: {d}/cni, bridge: kedgetest0, masquerade: false}}}}"
     );
     let path = dir.join("edgecore.yaml");
     std::fs::write(&path, text).unwrap();
@@ -119,7 +120,7 @@ async fn it_starts_with_nothing_there_becomes_ready_and_ends_in_order() {
             .contains("\"nodeName\":\"robot-1\"")
     );
 
-    let (containerd, _runtime) = Containerd::start(dir.path()).await;
+    let (containerd, _runtime) = Containerd::start(Version::Debian, dir.path());
     readyz(&config.admin_socket, "200").await;
     stop.send(()).unwrap();
     tasks.join_next().await.unwrap().unwrap();
@@ -181,7 +182,7 @@ async fn a_stored_pod_runs_with_no_hub_and_outlives_the_agent() {
             "containers": [{"name": "app", "image": containerd::IMAGE, "imagePullPolicy": "IfNotPresent", "command": command}]},
     });
     put(&config, "object/v1/Pod/default/web", pod).await;
-    let (containerd, runtime) = Containerd::start(dir.path()).await;
+    let (containerd, runtime) = Containerd::start(Version::Debian, dir.path());
     let mut tasks = JoinSet::new();
     let (stop, api) = start(&mut tasks, config.clone()).await;
     until(&api, "/pods", "\"phase\":\"Running\"").await;

@@ -17,6 +17,7 @@ use cri::{
 use edgecore::config::EdgecoreConfig;
 use edgecore::kubelet_api::KubeletApi;
 use edgecore::kubelet_api::pods::{PodEntry, PodSource};
+use kit::containerd::Version;
 use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::task::JoinSet;
@@ -34,23 +35,24 @@ impl PodSource for OnePod {
     }
 }
 
-fn cgroup() -> String {
-    format!("kedge-test-{}", std::process::id())
+/// Both tests run at once.
+fn cgroup(version: Version) -> String {
+    format!("kedge-test-{}-{version:?}", std::process::id())
 }
 
 /// The runtime removes the containers' cgroups, not the pod's: that is the pod worker's.
-fn remove_cgroups() {
+fn remove_cgroups(version: Version) {
     let controllers = std::fs::read_dir("/sys/fs/cgroup")
         .unwrap()
         .map(|entry| entry.unwrap().path());
     for folder in controllers.chain([Path::new("/sys/fs/cgroup").to_owned()]) {
         // Most controllers have none.
-        let _ = std::fs::remove_dir(folder.join(cgroup()));
+        let _ = std::fs::remove_dir(folder.join(cgroup(version)));
     }
 }
 
 /// Runs default/web with one container `app` that says something. Returns the ids of sandbox and container.
-async fn run(runtime: &CriRuntime, dir: &Path) -> (String, String) {
+async fn run(runtime: &CriRuntime, dir: &Path, version: Version) -> (String, String) {
     let logs = dir.join("pods/default_web_u1");
     std::fs::create_dir_all(logs.join("app")).unwrap();
     let metadata = SandboxMetadata {
@@ -64,7 +66,7 @@ async fn run(runtime: &CriRuntime, dir: &Path) -> (String, String) {
         log_directory: logs.display().to_string(),
         ..SandboxConfig::default()
     };
-    sandbox.cgroup_parent = format!("/{}", cgroup());
+    sandbox.cgroup_parent = format!("/{}", cgroup(version));
     sandbox.namespaces.network = NamespaceMode::Node;
     for (key, value) in [("name", "web"), ("namespace", "default"), ("uid", "u1")] {
         sandbox.labels.insert(format!("io.kubernetes.pod.{key}"), value.into());
@@ -131,14 +133,23 @@ fn get(path: &str) -> String {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn logs_exec_port_forward_and_stats_of_a_real_container() {
+async fn logs_exec_port_forward_and_stats_of_a_real_container_on_1_6() {
+    is_served(Version::Debian).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn logs_exec_port_forward_and_stats_of_a_real_container_on_2() {
+    is_served(Version::Two).await;
+}
+
+async fn is_served(version: Version) {
     let dir = tempfile::tempdir().unwrap();
-    let (containerd, runtime) = Containerd::start(dir.path()).await;
+    let (containerd, runtime) = Containerd::start(version, dir.path());
     let (watching, pump) = CriRuntime::new(&containerd.socket());
     let mut hints = watching.events();
     let mut tasks = JoinSet::new();
     tasks.spawn(pump.run());
-    let (sandbox, app) = run(&runtime, dir.path()).await;
+    let (sandbox, app) = run(&runtime, dir.path(), version).await;
     let object = json!({"metadata": {"name": "web", "namespace": "default", "uid": "u1"}, "spec": {"containers": [{"name": "app"}]}});
     let status = json!({"containerStatuses": [{"name": "app", "containerID": format!("containerd://{app}"),
         "state": {"running": {"startedAt": "2026-01-01T00:00:00Z"}}}]});
@@ -168,7 +179,7 @@ async fn logs_exec_port_forward_and_stats_of_a_real_container() {
     runtime.stop_sandbox(&sandbox).await.unwrap();
     runtime.remove_sandbox(&sandbox).await.unwrap();
     drop(containerd);
-    remove_cgroups();
+    remove_cgroups(version);
 }
 
 async fn streams(api: &KubeletApi) {

@@ -15,6 +15,7 @@ use async_trait::async_trait;
 use containerd::{Containerd, IMAGE};
 use cri::{CriRuntime, Runtime, SandboxFilter};
 use edgecore::pods::{NodeApi, NodeFacts, Parts, PodManager, PodsConfig, Recorder, Rows};
+use kit::containerd::Version;
 use metastore::{Batch, Options, Store};
 use serde_json::{Value, json};
 use tokio::sync::watch;
@@ -36,7 +37,8 @@ impl NodeApi for Hub {
 /// A node: containerd, store and, while it runs, the manager.
 struct Node {
     dir: PathBuf,
-    _containerd: Containerd,
+    version: Version,
+    containerd: Containerd,
     runtime: CriRuntime,
     store: Store,
     tasks: Option<JoinSet<()>>,
@@ -44,12 +46,12 @@ struct Node {
 }
 
 impl Node {
-    async fn new(dir: &Path) -> Self {
-        std::fs::create_dir_all(dir.join("net.d")).unwrap();
-        let network = json!({"cniVersion": "0.4.0", "name": "test", "plugins": [{"type": "bridge", "bridge": bridge(), "isGateway": true,
-            "ipam": {"type": "host-local", "dataDir": dir.join("leases"), "ranges": [[{"subnet": "10.213.0.0/24"}]]}}]});
-        std::fs::write(dir.join("net.d/10-test.conflist"), network.to_string()).unwrap();
-        let (containerd, _) = Containerd::start(dir).await;
+    fn new(dir: &Path, version: Version) -> Self {
+        std::fs::create_dir_all(dir.join("cni")).unwrap();
+        let network = json!({"cniVersion": "0.4.0", "name": "test", "plugins": [{"type": "bridge", "bridge": bridge(version), "isGateway": true,
+            "ipam": {"type": "host-local", "dataDir": dir.join("leases"), "ranges": [[{"subnet": format!("{}0/24", range(version))}]]}}]});
+        std::fs::write(dir.join("cni/10-test.conflist"), network.to_string()).unwrap();
+        let (containerd, _) = Containerd::start(version, dir);
         let (runtime, events) = CriRuntime::new(&containerd.socket());
         let mut pump = JoinSet::new();
         pump.spawn(events.run());
@@ -60,7 +62,8 @@ impl Node {
         let store = Store::open(&dir.join("store"), &options).unwrap();
         let mut node = Self {
             dir: dir.to_owned(),
-            _containerd: containerd,
+            version,
+            containerd,
             runtime,
             store,
             tasks: None,
@@ -76,7 +79,7 @@ impl Node {
             root_dir: self.dir.join("kubelet"),
             pod_logs_dir: self.dir.join("logs"),
             container_logs_dir: Some(self.dir.join("container-logs")),
-            cgroup_root: cgroup(),
+            cgroup_root: cgroup(self.version),
             api_host: "192.0.2.9".into(),
             api_port: 6443,
             ..PodsConfig::default()
@@ -165,20 +168,7 @@ impl Node {
 
     /// Task ids with their processes.
     fn tasks(&self) -> BTreeMap<String, String> {
-        let ctr = cache().join("bin/ctr");
-        let output = Command::new(ctr)
-            .arg("--address")
-            .arg(self.dir.join("c.sock"))
-            .args(["-n", "k8s.io", "tasks", "ls"])
-            .output();
-        let text = String::from_utf8(output.unwrap().stdout).unwrap();
-        let words = |line: &str| line.split_whitespace().map(str::to_owned).collect::<Vec<_>>();
-        text.lines()
-            .skip(1)
-            .map(words)
-            .filter(|w| w.len() >= 2)
-            .map(|w| (w[0].clone(), w[1].clone()))
-            .collect()
+        self.containerd.tasks()
     }
 
     fn kill_task(&self, id: &str) {
@@ -212,7 +202,7 @@ impl Drop for Node {
         self.pump.abort_all();
         // What a failed test leaves: containers, then their shims, which carry this test's folder in their arguments.
         self.tasks().values().for_each(|pid| kill(pid));
-        let ours = self.dir.join("c.sock").display().to_string();
+        let ours = self.containerd.socket().display().to_string();
         for entry in std::fs::read_dir("/proc").unwrap().flatten() {
             let arguments = std::fs::read(entry.path().join("cmdline")).unwrap_or_default();
             let text = String::from_utf8_lossy(&arguments);
@@ -220,7 +210,7 @@ impl Drop for Node {
                 kill(&entry.file_name().to_string_lossy());
             }
         }
-        let _ = Command::new("ip").args(["link", "del", &bridge()]).output();
+        let _ = Command::new("ip").args(["link", "del", &bridge(self.version)]).output();
         for mount in mounts(&self.dir) {
             let _ = nix::mount::umount2(Path::new(&mount), nix::mount::MntFlags::MNT_DETACH);
         }
@@ -235,18 +225,20 @@ fn kill(pid: &str) {
     );
 }
 
-fn cache() -> PathBuf {
-    let home = std::env::var("HOME").unwrap_or_else(|_| "/root".to_owned());
-    let cache = std::env::var("KEDGE_CACHE").unwrap_or_else(|_| format!("{home}/.cache/kedge"));
-    Path::new(&cache).join("debian/usr")
+fn cgroup(version: Version) -> String {
+    format!("kedge-pods-{}-{version:?}", std::process::id())
 }
 
-fn cgroup() -> String {
-    format!("kedge-pods-{}", std::process::id())
+fn bridge(version: Version) -> String {
+    format!("kp{}{}", std::process::id() % 1_000_000, version as u8)
 }
 
-fn bridge() -> String {
-    format!("kp{}", std::process::id() % 1_000_000)
+/// Both tests run at once: the first three bytes of each one's addresses.
+fn range(version: Version) -> &'static str {
+    match version {
+        Version::Debian => "10.213.0.",
+        Version::Two => "10.213.1.",
+    }
 }
 
 fn mounts(dir: &Path) -> Vec<String> {
@@ -255,10 +247,10 @@ fn mounts(dir: &Path) -> Vec<String> {
     points.filter(|p| Path::new(p).starts_with(dir)).collect()
 }
 
-fn cgroups() -> Vec<PathBuf> {
+fn cgroups(version: Version) -> Vec<PathBuf> {
     let controllers = std::fs::read_dir("/sys/fs/cgroup").unwrap().flatten().map(|e| e.path());
     let pods = |c: PathBuf| {
-        let classes = ["", "besteffort", "burstable"].map(|class| c.join(cgroup()).join("kubepods").join(class));
+        let classes = ["", "besteffort", "burstable"].map(|class| c.join(cgroup(version)).join("kubepods").join(class));
         classes
             .into_iter()
             .filter_map(|d| std::fs::read_dir(d).ok())
@@ -271,9 +263,9 @@ fn cgroups() -> Vec<PathBuf> {
         .collect()
 }
 
-fn remove_cgroups() {
+fn remove_cgroups(version: Version) {
     for controller in std::fs::read_dir("/sys/fs/cgroup").unwrap().flatten() {
-        let root = controller.path().join(cgroup());
+        let root = controller.path().join(cgroup(version));
         for part in ["kubepods/besteffort", "kubepods/burstable", "kubepods", ""] {
             let _ = std::fs::remove_dir(root.join(part));
         }
@@ -306,9 +298,18 @@ fn pod() -> Value {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_pod_lives_through_everything_and_leaves_nothing() {
+async fn a_pod_lives_through_everything_and_leaves_nothing_on_1_6() {
+    lives_through_everything(Version::Debian).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_pod_lives_through_everything_and_leaves_nothing_on_2() {
+    lives_through_everything(Version::Two).await;
+}
+
+async fn lives_through_everything(version: Version) {
     let dir = tempfile::tempdir().unwrap();
-    let mut node = Node::new(dir.path()).await;
+    let mut node = Node::new(dir.path(), version);
     node.put("ConfigMap", "config", &json!({"data": {"greeting": "hello"}}))
         .await;
     node.put("Secret", "keys", &json!({"data": {"key": "YW5jaG9y"}})).await;
@@ -349,7 +350,7 @@ async fn a_pod_lives_through_everything_and_leaves_nothing() {
     sandbox_death(&mut node).await;
     deletion(&node).await;
     drop(node);
-    remove_cgroups();
+    remove_cgroups(version);
 }
 
 async fn is_furnished(node: &Node) {
@@ -359,7 +360,7 @@ async fn is_furnished(node: &Node) {
         .exec(&id, "echo $NAME $IP $LIMIT $GREETING $KUBERNETES_SERVICE_HOST")
         .await;
     let ip = status["podIP"].as_str().unwrap();
-    assert!(ip.starts_with("10.213.0."), "{status}");
+    assert!(ip.starts_with(range(node.version)), "{status}");
     assert_eq!(said, format!("web {ip} 64 hello 192.0.2.9\n"));
     let access = "/var/run/secrets/kubernetes.io/serviceaccount";
     let files = node
@@ -392,12 +393,8 @@ async fn is_furnished(node: &Node) {
     let log = node.dir.join("logs/d_web_uid-web/main/0.log");
     assert!(std::fs::read_to_string(log).unwrap().contains("stdout F started"));
     assert_eq!(status["qosClass"], "Burstable");
-    assert!(!cgroups().is_empty());
-    for reason in [
-        "Pulled: ",
-        "Created: Created container: main",
-        "Started: Started container main",
-    ] {
+    assert!(!cgroups(node.version).is_empty());
+    for reason in ["Pulled: ", "Created: Container created", "Started: Container started"] {
         node.until(reason, || node.events().iter().any(|e| e.starts_with(reason)))
             .await;
     }
@@ -459,7 +456,7 @@ async fn deletion(node: &Node) {
         (0, 0, 0, 0)
     );
     assert_eq!(mounts(&node.dir.join("kubelet")), Vec::<String>::new());
-    assert_eq!(cgroups(), Vec::<PathBuf>::new());
+    assert_eq!(cgroups(node.version), Vec::<PathBuf>::new());
     let mut batch = Batch::new();
     batch.delete("object/v1/Pod/d/web");
     node.store.commit(batch).await.unwrap();

@@ -1,10 +1,10 @@
-//! Both images, built from nothing, imported into a real, private containerd (Debian's 1.6), seen by `ctr` and by CRI, and run: no
+//! Both images, built from nothing, imported into a real, private containerd (Debian's 1.6, and a 2.x), seen by `ctr` and by CRI, and run: no
 //! registry is there, and the sandbox is `kedge.dev/pause:1`.
 
 #![expect(clippy::unwrap_used, reason = "a test")]
 
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use cri::{
@@ -12,85 +12,7 @@ use cri::{
     SandboxMetadata,
 };
 use images::Containerd;
-
-fn cache() -> PathBuf {
-    let home = std::env::var("HOME").unwrap_or_else(|_| "/root".to_owned());
-    std::env::var("KEDGE_CACHE").map_or_else(|_| Path::new(&home).join(".cache/kedge"), PathBuf::from)
-}
-
-fn debian(path: &str) -> PathBuf {
-    cache().join("debian/usr").join(path)
-}
-
-/// A containerd of this test's own, killed when dropped.
-struct Daemon {
-    dir: PathBuf,
-    child: Child,
-}
-
-impl Daemon {
-    fn start(dir: &Path) -> Self {
-        std::fs::create_dir_all(dir.join("cni")).unwrap();
-        let config = format!(
-            "version = 2\nroot = \"{d}/root\"\nstate = \"{d}/state\"\n[grpc]\naddress = \"{d}/c.sock\"\n\
-             [plugins.\"io.containerd.grpc.v1.cri\"]\nrestrict_oom_score_adj = true\nsandbox_image = \"kedge.dev/pause:1\"\n\
-             [plugins.\"io.containerd.grpc.v1.cri\".cni]\nbin_dir = \"{bin}\"\nconf_dir = \"{d}/cni\"\n\
-             [plugins.\"io.containerd.internal.v1.opt\"]\npath = \"{d}/opt\"\n",
-            d = dir.display(),
-            bin = debian("lib/cni").display(),
-        );
-        std::fs::write(dir.join("config.toml"), config).unwrap();
-        let path = format!(
-            "{}:{}:/usr/sbin:/usr/bin:/sbin:/bin",
-            debian("bin").display(),
-            debian("sbin").display()
-        );
-        let child = Command::new(debian("bin/containerd"))
-            .arg("--config")
-            .arg(dir.join("config.toml"))
-            .env("PATH", path)
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(std::fs::File::create(dir.join("log")).unwrap())
-            .spawn()
-            .unwrap();
-        Self {
-            dir: dir.to_owned(),
-            child,
-        }
-    }
-
-    async fn ready(&self, runtime: &CriRuntime) {
-        let deadline = Instant::now() + Duration::from_secs(30);
-        while let Err(error) = runtime.version().await {
-            assert!(
-                Instant::now() < deadline,
-                "containerd never answered: {error}\n{}",
-                std::fs::read_to_string(self.dir.join("log")).unwrap()
-            );
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
-    }
-
-    fn ctr(&self, args: &[&str]) -> String {
-        let output = Command::new(debian("bin/ctr"))
-            .arg("--address")
-            .arg(self.dir.join("c.sock"))
-            .args(["-n", "k8s.io"])
-            .args(args)
-            .output()
-            .unwrap();
-        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-        String::from_utf8(output.stdout).unwrap()
-    }
-}
-
-impl Drop for Daemon {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
+use kit::containerd::{Private, Version};
 
 /// Builds the archives with `images/make`.
 fn archives(out: &Path) -> [PathBuf; 2] {
@@ -115,20 +37,28 @@ async fn until<T>(what: &str, mut check: impl AsyncFnMut() -> Option<T>) -> T {
 }
 
 #[tokio::test]
-async fn imported_images_are_seen_and_run_without_a_registry() {
+async fn imported_images_are_seen_and_run_without_a_registry_by_1_6() {
+    are_seen_and_run(Version::Debian).await;
+}
+
+#[tokio::test]
+async fn imported_images_are_seen_and_run_without_a_registry_by_2() {
+    are_seen_and_run(Version::Two).await;
+}
+
+async fn are_seen_and_run(version: Version) {
     let dir = tempfile::tempdir().unwrap();
     let archives = archives(&dir.path().join("images"));
-    let daemon = Daemon::start(dir.path());
-    let (runtime, _pump) = CriRuntime::new(&dir.path().join("c.sock"));
-    daemon.ready(&runtime).await;
-    let client = Containerd::new(&dir.path().join("c.sock"), "k8s.io").unwrap();
+    let daemon = Private::start(version, dir.path(), "kedge.dev/pause:1").unwrap();
+    let (runtime, _pump) = CriRuntime::new(&daemon.socket());
+    let client = Containerd::new(&daemon.socket(), "k8s.io").unwrap();
     for archive in archives.iter().chain(&archives) {
         client.import(archive).await.unwrap();
     }
     // The lease is gone; what a garbage collection leaves is what the record refers to.
-    daemon.ctr(&["leases", "create", "--id", "collect"]);
-    daemon.ctr(&["leases", "delete", "--sync", "collect"]);
-    let listed = daemon.ctr(&["images", "check"]);
+    daemon.ctr(&["leases", "create", "--id", "collect"]).unwrap();
+    daemon.ctr(&["leases", "delete", "--sync", "collect"]).unwrap();
+    let listed = daemon.ctr(&["images", "check"]).unwrap();
     for name in ["kedge.dev/pause:1", "kedge.dev/demo:1"] {
         let line = listed
             .lines()
@@ -138,7 +68,7 @@ async fn imported_images_are_seen_and_run_without_a_registry() {
         let image = until(name, async || runtime.image_status(name).await.unwrap()).await;
         assert!(image.repo_tags.contains(&name.to_owned()), "{image:?}");
     }
-    run_a_container(&runtime, dir.path()).await;
+    run_a_container(&runtime, dir.path(), version).await;
     let listed = client.list().await.unwrap();
     assert!(listed.iter().all(|image| image.ours), "{listed:?}");
     assert_eq!(
@@ -154,8 +84,8 @@ async fn imported_images_are_seen_and_run_without_a_registry() {
     );
 }
 
-async fn run_a_container(runtime: &CriRuntime, dir: &Path) {
-    let cgroup = format!("kedge-images-test-{}", std::process::id());
+async fn run_a_container(runtime: &CriRuntime, dir: &Path, version: Version) {
+    let cgroup = format!("kedge-images-test-{}-{version:?}", std::process::id());
     let logs = dir.join("logs");
     std::fs::create_dir_all(&logs).unwrap();
     let namespaces = NamespaceOptions {

@@ -99,7 +99,33 @@ async fn call<T>(
 }
 
 fn error(operation: &'static str, object: &str, status: &Status) -> Error {
-    Error::new(operation, object, kind(operation, status), status.message())
+    Error {
+        code: go_name(status.code()),
+        ..Error::new(operation, object, kind(operation, status), status.message())
+    }
+}
+
+/// What grpc-go calls a status code.
+fn go_name(code: Code) -> &'static str {
+    match code {
+        Code::Ok => "OK",
+        Code::Cancelled => "Canceled",
+        Code::Unknown => "Unknown",
+        Code::InvalidArgument => "InvalidArgument",
+        Code::DeadlineExceeded => "DeadlineExceeded",
+        Code::NotFound => "NotFound",
+        Code::AlreadyExists => "AlreadyExists",
+        Code::PermissionDenied => "PermissionDenied",
+        Code::ResourceExhausted => "ResourceExhausted",
+        Code::FailedPrecondition => "FailedPrecondition",
+        Code::Aborted => "Aborted",
+        Code::OutOfRange => "OutOfRange",
+        Code::Unimplemented => "Unimplemented",
+        Code::Internal => "Internal",
+        Code::Unavailable => "Unavailable",
+        Code::DataLoss => "DataLoss",
+        Code::Unauthenticated => "Unauthenticated",
+    }
 }
 
 /// What a status means. containerd says `Unknown` for much, so two cases are known by their words.

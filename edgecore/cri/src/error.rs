@@ -17,6 +17,8 @@ pub struct Error {
     pub object: String,
     /// What code branches on.
     pub kind: ErrorKind,
+    /// The status code of the answer, as gRPC's Go library names it.
+    pub code: &'static str,
     /// The runtime's own message.
     pub message: String,
 }
@@ -42,6 +44,21 @@ pub enum ErrorKind {
     Other,
 }
 
+impl ErrorKind {
+    /// The code of an error that has no status of its own.
+    fn code(self) -> &'static str {
+        match self {
+            Self::NotFound => "NotFound",
+            Self::AlreadyExists => "AlreadyExists",
+            Self::Unavailable => "Unavailable",
+            Self::Deadline => "DeadlineExceeded",
+            Self::Unimplemented => "Unimplemented",
+            Self::InvalidArgument => "InvalidArgument",
+            Self::Unauthorized | Self::Other => "Unknown",
+        }
+    }
+}
+
 impl Error {
     /// Builds an error.
     pub fn new(
@@ -54,8 +71,14 @@ impl Error {
             operation,
             object: object.into(),
             kind,
+            code: kind.code(),
             message: message.into(),
         }
+    }
+
+    /// The error as kubelet shows it where it shows all of it: code and message, in the words of gRPC's Go library.
+    pub fn rpc(&self) -> String {
+        format!("rpc error: code = {} desc = {}", self.code, self.message)
     }
 
     /// Whether the runtime does not know the object.

@@ -41,6 +41,15 @@ fn failed(reason: &str, message: String) -> Outcome {
 
 /// Has the image here by the container's pull policy.
 pub async fn ensure(shared: &Shared, pod: &Pod, container: &Container) -> Outcome {
+    let outcome = try_ensure(shared, pod, container).await;
+    if let Outcome::Failed(waiting) = &outcome {
+        let text = format!("Error: {}", waiting.reason);
+        shared.event((pod, Some(container)), Severity::Warning, "Failed", &text);
+    }
+    outcome
+}
+
+async fn try_ensure(shared: &Shared, pod: &Pod, container: &Container) -> Outcome {
     let image = container.image.as_str();
     if !is_reference(image) {
         let message = format!(
@@ -51,7 +60,11 @@ pub async fn ensure(shared: &Shared, pod: &Pod, container: &Container) -> Outcom
     }
     let present = match shared.runtime.image_status(image).await {
         Ok(present) => present,
-        Err(error) => return failed("ImageInspectError", error.message),
+        Err(error) => {
+            let message = format!("Failed to inspect image \"{image}\": {}", error.rpc());
+            shared.event((pod, Some(container)), Severity::Warning, "InspectFailed", &message);
+            return failed("ImageInspectError", message);
+        }
     };
     match (container.pull_policy(), present) {
         (PullPolicy::Never | PullPolicy::IfNotPresent, Some(here)) => {
@@ -90,8 +103,12 @@ async fn pull(shared: &Shared, pod: &Pod, container: &Container) -> Outcome {
     };
     match result {
         Ok(reference) => {
-            let took = started.elapsed();
-            let message = format!("Successfully pulled image \"{image}\" in {}ms", took.as_millis());
+            let took = go_duration(started.elapsed());
+            let size = shared.runtime.image_status(&reference).await.ok().flatten();
+            let size = size.map_or(0, |image| image.size);
+            let message = format!(
+                "Successfully pulled image \"{image}\" in {took} ({took} including waiting). Image size: {size} bytes."
+            );
             shared.event((pod, Some(container)), Severity::Normal, "Pulled", &message);
             Outcome::Ready(reference)
         }
@@ -108,16 +125,33 @@ async fn pull(shared: &Shared, pod: &Pod, container: &Container) -> Outcome {
                 shared.event((pod, Some(container)), Severity::Warning, "PulledFromRecord", &message);
                 return Outcome::Ready(reference);
             }
-            let message = format!("Failed to pull image \"{image}\": {}", error.message);
+            let message = format!("Failed to pull image \"{image}\": {}", error.rpc());
             shared.event((pod, Some(container)), Severity::Warning, "Failed", &message);
-            shared.event(
-                (pod, Some(container)),
-                Severity::Warning,
-                "Failed",
-                "Error: ErrImagePull",
-            );
-            failed("ErrImagePull", error.message)
+            failed("ErrImagePull", error.rpc())
         }
+    }
+}
+
+/// A duration in whole milliseconds as Go prints it: `12ms`, `1.5s`, `1m30.25s`, `1h0m0s`.
+fn go_duration(duration: Duration) -> String {
+    let millis = duration.as_millis();
+    if millis == 0 {
+        return "0s".to_owned();
+    }
+    if millis < 1000 {
+        return format!("{millis}ms");
+    }
+    let (minutes, rest) = (millis / 60_000, millis % 60_000);
+    let fraction = format!(".{:03}", rest % 1000);
+    let seconds = format!(
+        "{}{}s",
+        rest / 1000,
+        fraction.trim_end_matches('0').trim_end_matches('.')
+    );
+    match (minutes / 60, minutes % 60) {
+        (0, 0) => seconds,
+        (0, minutes) => format!("{minutes}m{seconds}"),
+        (hours, minutes) => format!("{hours}h{minutes}m{seconds}"),
     }
 }
 
@@ -220,7 +254,7 @@ pub(crate) fn credentials(objects: &dyn Objects, pod: &Pod, image: &str) -> Vec<
         };
         for (server, entry) in config.auths {
             if let Some(length) = fits(&server, image) {
-                found.push((length, auth(server, entry)));
+                found.push((length, auth(entry)));
             }
         }
     }
@@ -228,11 +262,11 @@ pub(crate) fn credentials(objects: &dyn Objects, pod: &Pod, image: &str) -> Vec<
     found.into_iter().map(|(_, auth)| auth).collect()
 }
 
-fn auth(server: String, entry: Entry) -> Auth {
+/// The server's address stays empty, as kubelet leaves it: containerd takes it for a URL, which `host:port` is not.
+fn auth(entry: Entry) -> Auth {
     let mut auth = Auth {
         username: entry.username,
         password: entry.password,
-        server_address: server,
         identity_token: entry.identitytoken,
         registry_token: entry.registrytoken,
         ..Auth::default()
@@ -310,6 +344,16 @@ mod tests {
             ["t", "u"]
         );
         assert_eq!(found[1].password, "p:q");
+    }
+
+    #[test]
+    fn durations_are_printed_as_go_prints_them() {
+        let printed =
+            [0, 7, 1000, 1500, 59_999, 60_000, 90_250, 3_600_000].map(|ms| go_duration(Duration::from_millis(ms)));
+        assert_eq!(
+            printed,
+            ["0s", "7ms", "1s", "1.5s", "59.999s", "1m0s", "1m30.25s", "1h0m0s"]
+        );
     }
 
     #[test]

@@ -163,7 +163,7 @@ async fn try_sandbox(shared: &Shared, pod: &Pod, observed: &Observed, attempt: u
     let config = spec::sandbox(pod, &shared.config, &shared.cgroups, attempt);
     match shared.runtime.run_sandbox(&config, &handler).await {
         Ok(_) => Ok(()),
-        Err(error) => Err(error.message),
+        Err(error) => Err(error.rpc()),
     }
 }
 
@@ -236,15 +236,13 @@ async fn try_start(
         .create_container(&sandbox.id, &config, &sandbox_config)
         .await
         .map_err(|e| say("CreateContainerError")(e.message))?;
-    let text = format!("Created container: {}", container.name);
-    shared.event((pod, Some(container)), Severity::Normal, "Created", &text);
+    shared.event((pod, Some(container)), Severity::Normal, "Created", "Container created");
     shared
         .runtime
         .start_container(&id)
         .await
         .map_err(|e| say("RunContainerError")(e.message))?;
-    let text = format!("Started container {}", container.name);
-    shared.event((pod, Some(container)), Severity::Normal, "Started", &text);
+    shared.event((pod, Some(container)), Severity::Normal, "Started", "Container started");
     link_log(shared, pod, container, (&id, start.attempt));
     Ok(id)
 }

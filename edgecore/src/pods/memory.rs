@@ -196,10 +196,11 @@ impl Memory {
         );
     }
 
-    /// Notes that an image could not be had, and when to try again.
+    /// Notes that an image could not be had, and when to try again. Only registries are spared by a back-off that grows: whether an image is
+    /// here by now costs nothing to ask.
     pub fn image_failed(&mut self, name: &str, waiting: Waiting, now: Now) {
         let delay = match self.images.get(name) {
-            Some(Image::Failed { delay, .. }) => (*delay * 2).min(BACKOFF_MAX),
+            Some(Image::Failed { delay, .. }) if waiting.reason == "ErrImagePull" => (*delay * 2).min(BACKOFF_MAX),
             _ => BACKOFF_START,
         };
         let until = now.boottime + delay;

@@ -382,7 +382,7 @@ impl Worker {
                 );
                 *waiting = Waiting {
                     reason: "ImagePullBackOff".to_owned(),
-                    message: format!("{text}: {}", waiting.message),
+                    message: format!("{text}: {}: {}", waiting.reason, waiting.message),
                 };
             }
         }

@@ -2,108 +2,46 @@
 
 #![allow(dead_code, reason = "each test uses a part")]
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
+use std::process::Command;
 
-use cri::{CriRuntime, Runtime};
+use cri::CriRuntime;
+use kit::containerd::{Private, Version};
 use sha2::{Digest, Sha256};
 
 /// The image: everything is busybox, the pause too.
 pub(crate) const IMAGE: &str = "kedge.dev/test-busybox:1";
 
-/// A containerd of this test's own, killed when dropped.
-pub(crate) struct Containerd {
-    dir: PathBuf,
-    child: Child,
-}
-
-fn debian() -> PathBuf {
-    let home = std::env::var("HOME").unwrap_or_else(|_| "/root".to_owned());
-    let cache = std::env::var("KEDGE_CACHE").unwrap_or_else(|_| format!("{home}/.cache/kedge"));
-    Path::new(&cache).join("debian/usr")
-}
-
-fn path() -> String {
-    format!(
-        "{}:{}:/usr/sbin:/usr/bin:/sbin:/bin",
-        debian().join("bin").display(),
-        debian().join("sbin").display()
-    )
-}
+/// A containerd of this test's own with the image, killed when dropped.
+pub(crate) struct Containerd(Private);
 
 impl Containerd {
     /// Starts it in `dir` and imports the image.
-    pub(crate) async fn start(dir: &Path) -> (Self, CriRuntime) {
-        std::fs::create_dir_all(dir.join("net.d")).unwrap();
-        let config = format!(
-            "version = 2\nroot = \"{d}/root\"\nstate = \"{d}/state\"\n[grpc]\naddress = \"{d}/c.sock\"\n\
-             [plugins.\"io.containerd.grpc.v1.cri\"]\nrestrict_oom_score_adj = true\nsandbox_image = \"{IMAGE}\"\n\
-             [plugins.\"io.containerd.grpc.v1.cri\".cni]\nbin_dir = \"{bin}\"\nconf_dir = \"{d}/net.d\"\n\
-             [plugins.\"io.containerd.internal.v1.opt\"]\npath = \"{d}/opt\"\n",
-            d = dir.display(),
-            bin = debian().join("lib/cni").display(),
-        );
-        std::fs::write(dir.join("config.toml"), config).unwrap();
-        let binary = debian().join("bin/containerd");
-        assert!(binary.exists(), "{} is missing: tests/run unpacks it", binary.display());
-        let log = std::fs::File::create(dir.join("log")).unwrap();
-        let child = Command::new(binary)
-            .arg("--config")
-            .arg(dir.join("config.toml"))
-            .env("PATH", path())
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(log)
-            .spawn()
-            .unwrap();
-        let containerd = Self {
-            dir: dir.to_owned(),
-            child,
-        };
-        let (runtime, _pump) = CriRuntime::new(&containerd.socket());
-        containerd.ready(&runtime).await;
-        containerd.import();
-        (containerd, runtime)
+    pub(crate) fn start(version: Version, dir: &Path) -> (Self, CriRuntime) {
+        let private = Private::start(version, dir, IMAGE).unwrap();
+        let archive = dir.join("image.tar");
+        image(dir, &archive);
+        private.ctr(&["images", "import", archive.to_str().unwrap()]).unwrap();
+        let (runtime, _pump) = CriRuntime::new(&private.socket());
+        (Self(private), runtime)
     }
 
     /// Its socket.
     pub(crate) fn socket(&self) -> PathBuf {
-        self.dir.join("c.sock")
+        self.0.socket()
     }
 
-    async fn ready(&self, runtime: &CriRuntime) {
-        let deadline = Instant::now() + Duration::from_secs(20);
-        while let Err(error) = runtime.version().await {
-            let log = || std::fs::read_to_string(self.dir.join("log")).unwrap();
-            assert!(
-                Instant::now() < deadline,
-                "containerd never answered: {error}\n{}",
-                log()
-            );
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
-    }
-
-    fn import(&self) {
-        let archive = self.dir.join("image.tar");
-        image(&self.dir, &archive);
-        let output = Command::new(debian().join("bin/ctr"))
-            .args(["--address"])
-            .arg(self.socket())
-            .args(["-n", "k8s.io", "images", "import"])
-            .arg(&archive)
-            .output()
-            .unwrap();
-        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    }
-}
-
-impl Drop for Containerd {
-    fn drop(&mut self) {
-        // It may be dead already.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+    /// Task ids with their processes.
+    pub(crate) fn tasks(&self) -> BTreeMap<String, String> {
+        let text = self.0.ctr(&["tasks", "ls"]).unwrap();
+        let words = |line: &str| line.split_whitespace().map(str::to_owned).collect::<Vec<_>>();
+        text.lines()
+            .skip(1)
+            .map(words)
+            .filter(|w| w.len() >= 2)
+            .map(|w| (w[0].clone(), w[1].clone()))
+            .collect()
     }
 }
 

@@ -411,14 +411,19 @@ fn latest_starts_with_the_registry_out_of_reach() {
     let site = Site::new().expect("a site");
     let mut hub = kubernetes(&site);
     let mut edge = robot(&site, &hub);
-    registry::serve(&edge.namespace(), &site.dir().join("registry")).expect("a registry");
-    let pod = bound_pod("web", FOREVER).replace("kedge.dev/demo:1", registry::IMAGE);
+    let served = registry::Registry::start(&edge).expect("a registry");
+    let image = served.push(&edge, "kedge.dev/demo:1", "demo:latest").expect("push");
+    let secret = registry::pull_secret("registry", registry::PASSWORD).to_string();
+    hub.kubectl.apply(&secret).expect("apply");
+    let pod = bound_pod("web", FOREVER).replace("kedge.dev/demo:1", &image);
+    let pod = pod.replace("spec:\n", "spec:\n  imagePullSecrets: [{name: registry}]\n");
     hub.kubectl.apply(&pod).expect("apply");
     let pod = ready(&hub, &edge, "web");
     assert_eq!(pod["spec"]["containers"][0]["imagePullPolicy"], "Always");
     let first = edge.wait_container("web", START).expect("it runs");
 
     hub.kill();
+    drop(served);
     edge.reset().expect("reset; the registry went with the machine");
     edge.start().expect("edgecore");
     let second = edge.wait_container("web", START).expect("runs after the reset");
@@ -450,20 +455,17 @@ fn resets_leak_nothing_and_damaged_cni_results_keep_no_pod_from_starting() {
     let mut expected = BTreeMap::new();
     for reset in 1..=RESETS {
         edge.power_off();
-        let mut results = files_below(&edge.cni_results());
-        results.sort();
         // What a power cut leaves of a file: nothing, or half of it.
-        if let Some(result) = results.first().filter(|_| reset % 5 == 0) {
-            let half = fs::metadata(result).expect("metadata").len() / 2;
-            let file = fs::File::options().write(true).open(result).expect("open");
-            file.set_len(if reset % 2 == 0 { 0 } else { half }).expect("truncate");
+        if reset % 5 == 0 {
+            edge.damage_cni_result(reset % 2 != 0)
+                .expect("a sandbox has a CNI result");
         }
         edge.boot().expect("boot");
         edge.start().expect("edgecore");
         edge.wait_container("web", START)
             .unwrap_or_else(|e| panic!("reset {reset}: {e}"));
         if reset == 2 {
-            expected = settled(&edge);
+            expected = edge.settled_resources(START).expect("resources");
         }
     }
     wait_for("nothing more than after the second reset", START, || {
@@ -474,21 +476,4 @@ fn resets_leak_nothing_and_damaged_cni_results_keep_no_pod_from_starting() {
         }
     })
     .unwrap_or_else(|e| panic!("{e}\n{}", edge.tail()));
-}
-
-/// The resources once they no longer change: containers of before are removed after the new ones run.
-fn settled(edge: &Edge) -> BTreeMap<&'static str, usize> {
-    let mut last = (edge.resources().expect("resources"), 0);
-    let (settled, _) = wait_for("the resources settle", START, || {
-        std::thread::sleep(Duration::from_millis(200));
-        let now = edge.resources().expect("resources");
-        last = if now == last.0 { (now, last.1 + 1) } else { (now, 0) };
-        if last.1 >= 10 {
-            State::Done(last.0.clone())
-        } else {
-            State::Not(format!("{last:?}"))
-        }
-    })
-    .unwrap_or_else(|e| panic!("{e}"));
-    settled
 }

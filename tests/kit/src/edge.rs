@@ -11,7 +11,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use linkem::run::Emulation;
@@ -19,6 +19,8 @@ use nix::sys::signal::{self, Signal};
 use nix::unistd::Pid;
 use serde_json::Value;
 
+use crate::clock::{self, Clock};
+use crate::containerd::Version;
 use crate::hub::Hub;
 use crate::paths;
 use crate::process::{Daemon, run};
@@ -28,6 +30,9 @@ use crate::wait::{State, wait_for};
 
 /// containerd answers within a second on an idle machine.
 const CONTAINERD_START: Duration = Duration::from_secs(60);
+
+/// How long the machine's resources stay as they are before they count as settled.
+const SETTLED: Duration = Duration::from_secs(2);
 
 /// A container that containerd has, with its task when there is one.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -52,6 +57,8 @@ pub struct Edge<'a> {
     pub name: String,
     number: u8,
     dir: PathBuf,
+    version: Version,
+    fake_clock: bool,
     boot: u32,
     holder: Option<Daemon>,
     containerd: Option<Daemon>,
@@ -59,11 +66,19 @@ pub struct Edge<'a> {
 }
 
 impl<'a> Edge<'a> {
-    /// Makes machine `number` (1, 2, …) with node name `name`, and starts its containerd with Kedge's images.
+    /// Makes machine `number` (1, 2, …) with node name `name`, and starts its containerd, Debian's, with Kedge's images.
     ///
     /// # Errors
     /// When a namespace, containerd or an import fails.
     pub fn new(site: &'a Site, number: u8, name: &str) -> Result<Self> {
+        Self::above(Version::Debian, site, number, name)
+    }
+
+    /// The same above another containerd.
+    ///
+    /// # Errors
+    /// When a namespace, containerd or an import fails.
+    pub fn above(version: Version, site: &'a Site, number: u8, name: &str) -> Result<Self> {
         let dir = site.dir().join(format!("e{number}"));
         for folder in ["etc", "cni", "libcni", "kubelet", "pods", "edge", "tmp"] {
             fs::create_dir_all(dir.join(folder))?;
@@ -73,6 +88,8 @@ impl<'a> Edge<'a> {
             name: name.to_owned(),
             number,
             dir,
+            version,
+            fake_clock: false,
             boot: 0,
             holder: None,
             containerd: None,
@@ -93,10 +110,16 @@ impl<'a> Edge<'a> {
         &self.dir
     }
 
+    /// Its own address.
+    #[must_use]
+    pub fn address(&self) -> String {
+        format!("10.99.{}.2", self.number)
+    }
+
     /// containerd's socket.
     #[must_use]
     pub fn socket(&self) -> PathBuf {
-        self.dir.join("run/containerd.sock")
+        Version::socket(&self.dir)
     }
 
     /// edgecore's store.
@@ -150,6 +173,37 @@ impl<'a> Edge<'a> {
             ("containers", self.ctr(&["containers", "ls", "-q"])?.lines().count()),
             ("snapshots", self.ctr(&["snapshots", "ls"])?.lines().count()),
         ]))
+    }
+
+    /// [`Edge::resources`] once they have not changed for two seconds: containers of before are removed after the new ones run.
+    ///
+    /// # Errors
+    /// When they still change after `limit`.
+    pub fn settled_resources(&self, limit: Duration) -> Result<BTreeMap<&'static str, usize>> {
+        let mut last = (self.resources()?, Instant::now());
+        let (settled, _) = wait_for("the resources settle", limit, || match self.resources() {
+            Ok(now) if now != last.0 => {
+                last = (now, Instant::now());
+                State::Not(format!("{last:?}"))
+            }
+            Ok(now) if last.1.elapsed() >= SETTLED => State::Done(now),
+            Ok(now) => State::Not(format!("{now:?}")),
+            Err(error) => State::Not(error.to_string()),
+        })?;
+        Ok(settled)
+    }
+
+    /// Leaves of a sandbox's CNI result what a power cut leaves: half of it, or nothing.
+    ///
+    /// # Errors
+    /// When there is no result, or it cannot be cut.
+    pub fn damage_cni_result(&self, half: bool) -> Result<()> {
+        let mut results: Vec<PathBuf> = fs::read_dir(self.cni_results())?.flatten().map(|e| e.path()).collect();
+        results.sort();
+        let first = results.first().context("no CNI result is there")?;
+        let length = fs::metadata(first)?.len();
+        let file = fs::File::options().write(true).open(first)?;
+        Ok(file.set_len(if half { length / 2 } else { 0 })?)
     }
 
     /// The machine's own cgroup.
@@ -207,11 +261,7 @@ impl<'a> Edge<'a> {
             .arg(format!("--target={pid}"))
             .args(["--mount", "--net"])
             .arg(program);
-        let bin = paths::debian().join("usr");
-        command.env(
-            "PATH",
-            format!("{0}/bin:{0}/sbin:/usr/sbin:/usr/bin:/sbin:/bin", bin.display()),
-        );
+        command.env("PATH", self.version.path());
         command
     }
 
@@ -221,8 +271,8 @@ impl<'a> Edge<'a> {
     /// When it does not; the text holds the end of its log.
     pub fn start_containerd(&mut self) -> Result<()> {
         let config = self.dir.join("etc/containerd.toml");
-        fs::write(&config, self.containerd_config())?;
-        let mut command = self.command(&paths::debian().join("usr/bin/containerd"));
+        fs::write(&config, self.version.config(&self.dir, "kedge.dev/pause:1"))?;
+        let mut command = self.command(&self.version.program("containerd"));
         command.arg("--config").arg(&config);
         self.containerd = Some(Daemon::spawn(
             "containerd",
@@ -246,26 +296,6 @@ impl<'a> Edge<'a> {
         self.containerd = None;
     }
 
-    fn containerd_config(&self) -> String {
-        let dir = self.dir.display();
-        format!(
-            r#"version = 2
-root = "{dir}/containerd"
-state = "{dir}/run/containerd"
-disabled_plugins = ["io.containerd.snapshotter.v1.btrfs", "io.containerd.snapshotter.v1.zfs", "io.containerd.snapshotter.v1.devmapper", "io.containerd.snapshotter.v1.aufs", "io.containerd.internal.v1.opt"]
-[grpc]
-  address = "{dir}/run/containerd.sock"
-[plugins."io.containerd.grpc.v1.cri"]
-  sandbox_image = "kedge.dev/pause:1"
-  restrict_oom_score_adj = true
-[plugins."io.containerd.grpc.v1.cri".cni]
-  bin_dir = "{}"
-  conf_dir = "{dir}/cni"
-"#,
-            paths::cni_plugins().display()
-        )
-    }
-
     fn import_images(&self) -> Result<()> {
         for name in ["pause", "demo"] {
             run(self
@@ -282,7 +312,7 @@ disabled_plugins = ["io.containerd.snapshotter.v1.btrfs", "io.containerd.snapsho
     /// # Errors
     /// When it fails.
     pub fn ctr(&self, args: &[&str]) -> Result<String> {
-        let mut command = self.command(&paths::debian().join("usr/bin/ctr"));
+        let mut command = self.command(&self.version.program("ctr"));
         run(command
             .arg("--address")
             .arg(self.socket())
@@ -401,7 +431,11 @@ disabled_plugins = ["io.containerd.snapshotter.v1.btrfs", "io.containerd.snapsho
     /// # Errors
     /// When the program cannot be started.
     pub fn start(&mut self) -> Result<()> {
-        let mut command = self.command(&paths::ours("edgecore"));
+        let mut command = if self.fake_clock {
+            clock::faked(self, &paths::ours("edgecore"))
+        } else {
+            self.command(&paths::ours("edgecore"))
+        };
         command
             .arg("--config")
             .arg(self.dir.join("etc/edgecore.yaml"))
@@ -409,6 +443,15 @@ disabled_plugins = ["io.containerd.snapshotter.v1.btrfs", "io.containerd.snapsho
             .env("RUST_BACKTRACE", "1");
         self.edgecore = Some(Daemon::spawn("edgecore", &mut command, &self.dir.join("edgecore.log"))?);
         Ok(())
+    }
+
+    /// Sets edgecore's clock; before the first time, it is the test machine's and must be set before edgecore starts.
+    ///
+    /// # Errors
+    /// When the file that holds it cannot be written.
+    pub fn set_clock(&mut self, clock: Clock) -> Result<()> {
+        self.fake_clock = true;
+        clock::set(self, clock)
     }
 
     /// kill -9 of edgecore.

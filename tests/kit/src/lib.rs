@@ -10,10 +10,13 @@
 //!
 //! Everything is killed by id when its owner is dropped; what a crashed test left is swept by the next one (see [`sweep`]).
 
+pub mod clock;
+pub mod containerd;
 pub mod edge;
 pub mod fresh;
 pub mod hub;
 pub mod kubectl;
+pub mod metrics_server;
 pub mod paths;
 pub mod pki;
 pub mod plane;

@@ -5,6 +5,10 @@ use std::path::{Path, PathBuf};
 
 /// Version of the control plane that `tests/kube/go.mod` pins.
 pub const KUBERNETES: &str = "v1.36.3";
+/// Version of containerd that `tests/kube/containerd/go.mod` pins.
+pub const CONTAINERD: &str = "v2.1.9";
+/// Version of metrics-server that `tests/kube/metrics-server/go.mod` pins.
+pub const METRICS_SERVER: &str = "v0.9.0";
 
 /// `$KEDGE_CACHE`, by default `~/.cache/kedge`.
 #[must_use]
@@ -42,6 +46,27 @@ pub fn ours(name: &str) -> PathBuf {
 #[must_use]
 pub fn debian() -> PathBuf {
     cache().join("debian")
+}
+
+/// The folder of the newer containerd's programs.
+#[must_use]
+pub fn containerd_two() -> PathBuf {
+    cache().join("containerd").join(CONTAINERD)
+}
+
+/// metrics-server.
+#[must_use]
+pub fn metrics_server() -> PathBuf {
+    cache()
+        .join("metrics-server")
+        .join(METRICS_SERVER)
+        .join("metrics-server")
+}
+
+/// The root of a package of Debian's that is unpacked alone: `docker-registry`.
+#[must_use]
+pub fn unpacked(package: &str) -> PathBuf {
+    cache().join("unpacked").join(package)
 }
 
 /// The folder of Debian's CNI plugins.

@@ -124,6 +124,10 @@ impl ControlPlane {
             "apiserver",
             &client_ca.server(&names, &["127.0.0.1", "10.96.0.1", HUB])?,
         )?;
+        // What extension API servers know kube-apiserver by.
+        let front_proxy = Authority::new("front-proxy-ca")?;
+        fs::write(dir.join("front-proxy-ca.crt"), &front_proxy.certificate)?;
+        write_pair(dir, "front-proxy", &front_proxy.client("front-proxy-client", &[])?)?;
         write_pair(
             dir,
             "kubelet-client",
@@ -146,12 +150,18 @@ impl ControlPlane {
         Ok(())
     }
 
+    /// The folder of its certificates and logs.
+    #[must_use]
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
     /// A kubeconfig for user `name` of `groups`.
     ///
     /// # Errors
     /// When it cannot be written.
     pub fn kubeconfig_for(&self, name: &str, groups: &[&str]) -> Result<PathBuf> {
-        let pair = self.client_ca.client(name, groups)?;
+        let pair = self.client(name, groups)?;
         write_kubeconfig(
             &self.dir,
             name,
@@ -159,6 +169,14 @@ impl ControlPlane {
             &self.client_ca.certificate,
             &pair,
         )
+    }
+
+    /// A client certificate for user `name` of `groups`: (chain, key), PEM.
+    ///
+    /// # Errors
+    /// When it cannot be made.
+    pub fn client(&self, name: &str, groups: &[&str]) -> Result<(String, String)> {
+        self.client_ca.client(name, groups)
     }
 
     /// The audit events so far: one a request that is answered, metadata only.
@@ -220,6 +238,15 @@ fn api_args(dir: &Path, options: &Options) -> Vec<String> {
         "--service-account-issuer=https://kubernetes.default.svc".into(),
         format!("--service-account-key-file={}", at("sa.pub")),
         format!("--service-account-signing-key-file={}", at("sa.key")),
+        format!("--requestheader-client-ca-file={}", at("front-proxy-ca.crt")),
+        "--requestheader-allowed-names=front-proxy-client".into(),
+        "--requestheader-username-headers=X-Remote-User".into(),
+        "--requestheader-group-headers=X-Remote-Group".into(),
+        "--requestheader-extra-headers-prefix=X-Remote-Extra-".into(),
+        format!("--proxy-client-cert-file={}", at("front-proxy.crt")),
+        format!("--proxy-client-key-file={}", at("front-proxy.key")),
+        // No Service is routed in this namespace: an APIService's address is its endpoint's.
+        "--enable-aggregator-routing=true".into(),
         format!("--default-not-ready-toleration-seconds={}", options.toleration_seconds),
         format!(
             "--default-unreachable-toleration-seconds={}",

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use crate::containerd::Version;
 use crate::edge::Edge;
 use crate::hub::Hub;
 use crate::kubectl::is_true;
@@ -37,7 +38,16 @@ pub fn embedded(site: &Site) -> Hub<'_> {
 /// When it does not become Ready: the text holds the ends of the logs.
 #[must_use]
 pub fn robot<'a>(site: &'a Site, hub: &Hub) -> Edge<'a> {
-    let mut edge = Edge::new(site, 1, "robot-1").expect("a machine");
+    robot_above(Version::Debian, site, hub)
+}
+
+/// The same above another containerd.
+///
+/// # Panics
+/// When it does not become Ready: the text holds the ends of the logs.
+#[must_use]
+pub fn robot_above<'a>(version: Version, site: &'a Site, hub: &Hub) -> Edge<'a> {
+    let mut edge = Edge::above(version, site, 1, "robot-1").expect("a machine");
     edge.join(hub).expect("join");
     edge.start().expect("edgecore");
     hub.kubectl

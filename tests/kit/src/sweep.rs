@@ -112,12 +112,18 @@ pub(crate) fn pids() -> Vec<u32> {
         .collect()
 }
 
-/// The site's cgroups in every hierarchy (v1, hybrid or v2).
-pub(crate) fn cgroups(site: &str) -> Vec<PathBuf> {
+/// The roots of all cgroup hierarchies (v1, hybrid or v2).
+pub(crate) fn hierarchies() -> Vec<PathBuf> {
     let root = Path::new("/sys/fs/cgroup");
-    let mut hierarchies = subfolders(root);
-    hierarchies.push(root.to_owned());
-    hierarchies
+    if root.join("cgroup.controllers").exists() {
+        return vec![root.to_owned()];
+    }
+    subfolders(root)
+}
+
+/// The site's cgroups in every hierarchy.
+pub(crate) fn cgroups(site: &str) -> Vec<PathBuf> {
+    hierarchies()
         .iter()
         .flat_map(|h| subfolders(h))
         .filter(|p| {

@@ -125,10 +125,20 @@ async fn pull(shared: &Shared, pod: &Pod, container: &Container) -> Outcome {
                 shared.event((pod, Some(container)), Severity::Warning, "PulledFromRecord", &message);
                 return Outcome::Ready(reference);
             }
-            let message = format!("Failed to pull image \"{image}\": {}", error.rpc());
+            let said = told(&error);
+            let message = format!("Failed to pull image \"{image}\": {said}");
             shared.event((pod, Some(container)), Severity::Warning, "Failed", &message);
-            failed("ErrImagePull", error.rpc())
+            failed("ErrImagePull", said)
         }
+    }
+}
+
+/// A failed pull as kubelet tells it: the code is left out where it says nothing.
+fn told(error: &cri::Error) -> String {
+    if error.code == "Unknown" {
+        error.message.clone()
+    } else {
+        error.rpc()
     }
 }
 

@@ -103,12 +103,17 @@ pub fn restarts(pod: &Pod, container: &Container, exit_code: i32) -> bool {
 
 /// Whether all plain init containers ended well and all sidecars started, or the containers after them were made already.
 pub fn is_initialized(inputs: Inputs<'_>) -> bool {
+    if inputs.memory.prior.is_terminal() {
+        return true;
+    }
+    has_initialized(inputs)
+}
+
+/// The same whatever was said before.
+fn has_initialized(inputs: Inputs<'_>) -> bool {
     let Inputs {
         pod, observed, memory, ..
     } = inputs;
-    if memory.prior.is_terminal() {
-        return true;
-    }
     if pod.spec.containers.iter().any(|c| observed.current(&c.name).is_some()) {
         return true;
     }
@@ -179,6 +184,7 @@ fn container_status(inputs: Inputs<'_>, container: &Container) -> ContainerStatu
     let Some(newest) = instances.next() else {
         return never_seen(inputs, status, prior);
     };
+    status.resources.get_or_insert_default();
     status.container_id = container_id(&newest.status.id);
     status.image_id.clone_from(&newest.status.image_ref);
     if !newest.status.image.is_empty() && !newest.status.image.starts_with("sha256:") {
@@ -310,7 +316,7 @@ fn waiting(inputs: Inputs<'_>, container: &Container) -> WaitingState {
         return wait;
     }
     let is_app = inputs.pod.spec.containers.iter().any(|c| c.name == container.name);
-    let initializing = !inputs.pod.spec.init_containers.is_empty() && !is_initialized(inputs);
+    let initializing = !inputs.pod.spec.init_containers.is_empty() && !has_initialized(inputs);
     let first = inputs
         .pod
         .spec
@@ -415,9 +421,7 @@ fn phase(inputs: Inputs<'_>, status: &PodStatus) -> &'static str {
 
 /// The five conditions that the node owns.
 fn conditions(inputs: Inputs<'_>, status: &PodStatus) -> Vec<Condition> {
-    let Inputs {
-        pod, observed, memory, ..
-    } = inputs;
+    let Inputs { pod, observed, .. } = inputs;
     let terminal = status.is_terminal();
     let done = match status.phase.as_str() {
         "Succeeded" => Some("PodCompleted"),
@@ -425,11 +429,6 @@ fn conditions(inputs: Inputs<'_>, status: &PodStatus) -> Vec<Condition> {
         _ => None,
     };
     let sandbox = observed.ready_sandbox().is_some() && (pod.spec.host_network || !status.pod_ip.is_empty());
-    let initialized = is_initialized(inputs) && memory.verdict.is_none();
-    let uninitialized = names(&status.init_container_statuses, |c| {
-        let sidecar = pod.container(&c.name).is_some_and(Container::is_sidecar);
-        if sidecar { !c.started } else { !c.ready }
-    });
     let unready: Vec<String> = names(&status.container_statuses, |c| !c.ready)
         .into_iter()
         .chain(names(&status.init_container_statuses, |c| {
@@ -447,16 +446,7 @@ fn conditions(inputs: Inputs<'_>, status: &PodStatus) -> Vec<Condition> {
             format!("containers with unready status: [{}]", unready.join(" ")),
         )
     };
-    let initialized = match status.phase.as_str() {
-        "Succeeded" => (true, "PodCompleted", String::new()),
-        _ if initialized => (true, "", String::new()),
-        "Failed" => (false, "PodFailed", String::new()),
-        _ => (
-            false,
-            "ContainersNotInitialized",
-            format!("containers with incomplete status: [{}]", uninitialized.join(" ")),
-        ),
-    };
+    let initialized = initialized(inputs, status);
     let ready = gated(pod, containers_ready.clone());
     let make = |kind: &str, value: (bool, &str, String)| condition(inputs, kind, value);
     vec![
@@ -466,6 +456,35 @@ fn conditions(inputs: Inputs<'_>, status: &PodStatus) -> Vec<Condition> {
         make("ContainersReady", containers_ready),
         make("PodScheduled", (true, "", String::new())),
     ]
+}
+
+/// The condition Initialized (kubelet's `GeneratePodInitializedCondition`).
+fn initialized(inputs: Inputs<'_>, status: &PodStatus) -> (bool, &'static str, String) {
+    let Inputs { pod, memory, .. } = inputs;
+    let unready = names(&status.init_container_statuses, |c| {
+        let sidecar = pod.container(&c.name).is_some_and(Container::is_sidecar);
+        if sidecar { !c.started } else { !c.ready }
+    });
+    let began = |c: &ContainerStatus| {
+        let now = &c.state;
+        now.running.is_some() || now.terminated.is_some() || c.last_state.terminated.is_some()
+    };
+    // What has ended has no sandbox to look into.
+    let done = if status.is_terminal() {
+        unready.is_empty() || status.container_statuses.iter().any(began)
+    } else {
+        has_initialized(inputs)
+    };
+    match status.phase.as_str() {
+        "Succeeded" => (true, "PodCompleted", String::new()),
+        _ if done && memory.verdict.is_none() => (true, "", String::new()),
+        "Failed" if memory.verdict.is_some() => (false, "PodFailed", String::new()),
+        _ => (
+            false,
+            "ContainersNotInitialized",
+            format!("containers with incomplete status: [{}]", unready.join(" ")),
+        ),
+    }
 }
 
 /// Ready is ContainersReady behind the readiness gates. Their conditions are written by others and do not reach the node: they count as false.

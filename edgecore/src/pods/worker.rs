@@ -355,9 +355,11 @@ impl Worker {
             };
             let mark = self.memory.backoff.get(name).map_or(Duration::ZERO, |b| b.updated);
             if self.told.insert(name.clone(), mark) != Some(mark) {
-                let text = status::backoff_message(&self.pod, container, &self.memory);
-                let text = text.split_once(" restarting ").map_or(text.as_str(), |(_, rest)| rest);
-                let message = format!("Back-off restarting {text}");
+                let m = &self.pod.metadata;
+                let message = format!(
+                    "Back-off restarting failed container {name} in pod {}_{}({})",
+                    m.name, m.namespace, m.uid
+                );
                 self.shared
                     .event((&self.pod, Some(container)), Severity::Warning, "BackOff", &message);
             }

@@ -16,6 +16,7 @@ pub mod edge;
 pub mod fresh;
 pub mod hub;
 pub mod kubectl;
+pub mod kubelet;
 pub mod metrics_server;
 pub mod paths;
 pub mod pki;

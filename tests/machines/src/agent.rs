@@ -19,8 +19,9 @@ use serde_json::{Value, json};
 const MAX_ANSWER: usize = 4 * 1024 * 1024;
 /// The agent answers within 0.1 s; a loaded machine and a guest that just starts need more.
 const ANSWER_WITHIN: Duration = Duration::from_secs(30);
-/// How often a command in the guest is asked whether it has ended.
-const POLL: Duration = Duration::from_millis(50);
+/// A command in the guest is asked after this whether it has ended, and then ever more seldom: each question costs the guest some work.
+const POLL: Duration = Duration::from_millis(20);
+const POLL_MAX: Duration = Duration::from_millis(500);
 
 /// How a command in the guest ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -72,6 +73,7 @@ impl Agent {
         let what = json!({"path": program, "arg": args, "capture-output": true});
         let started = self.call("guest-exec", &what, Instant::now() + ANSWER_WITHIN)?;
         let pid = started["pid"].as_i64().context("guest-exec gives a pid")?;
+        let mut poll = POLL;
         loop {
             let status = self.call(
                 "guest-exec-status",
@@ -84,7 +86,8 @@ impl Agent {
             if Instant::now() > deadline {
                 bail!("{program} {args:?} has not ended in the guest within {within:?}");
             }
-            thread::sleep(POLL);
+            thread::sleep(poll);
+            poll = (poll * 2).min(POLL_MAX);
         }
     }
 

@@ -162,7 +162,7 @@ impl<'a> Guest<'a> {
             ),
         };
         let mut append = format!(
-            "{console} root=/dev/vda quiet loglevel=4 panic=-1 systemd.show_status=0 random.trust_cpu=on nokaslr"
+            "{console} root=/dev/vda quiet loglevel=4 panic=-1 systemd.show_status=0 random.trust_cpu=on nokaslr net.ifnames=0"
         );
         let mut command = self.site.command("hub", Path::new(program));
         command.args(["-nodefaults", "-no-user-config", "-nographic"]);

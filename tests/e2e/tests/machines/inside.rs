@@ -114,7 +114,7 @@ pub(crate) fn wait_resources(
 
 /// The ends of the logs of what is ours in a guest.
 pub(crate) fn logs(guest: &Guest) -> String {
-    let script = "tail -n 30 /var/lib/kedge-up/logs/*.log 2>/dev/null; journalctl -b --no-pager -n 40 2>/dev/null; systemctl --failed --no-pager";
+    let script = "tail -n 30 /var/lib/kedge-up/logs/*.log 2>/dev/null; journalctl -b --no-pager 2>/dev/null | grep -v qemu-ga | tail -n 40; systemctl --failed --no-pager";
     match guest.try_sh(script, LONG) {
         Ok(ended) => format!("{}{}", ended.stdout, ended.stderr),
         Err(error) => format!("{error:#}\n{}", guest.tail()),

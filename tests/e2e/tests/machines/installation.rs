@@ -97,8 +97,9 @@ fn installation_under_systemd_with_cgroup_v2_outlives_resets_while_offline() {
         eprintln!("reset {reset}: booted in {took:?}");
         all_pods_are_back(&guest, &before);
         let now = wait_resources(&guest, PLACES, "nothing is left over", |now| {
-            let each = ["leases", "results"].iter().all(|name| now[*name] == PODS);
-            each && first.as_ref().is_none_or(|first| first == now)
+            // libcni keeps a pod's network and its loopback.
+            let wanted = [("leases", PODS), ("netns", PODS), ("results", 2 * PODS)];
+            wanted.iter().all(|(name, count)| now[*name] == *count) && first.as_ref().is_none_or(|first| first == now)
         });
         eprintln!("reset {reset}: {now:?}");
         first.get_or_insert(now);

@@ -24,7 +24,7 @@ const CUTS: usize = 5;
 /// ConfigMaps that the pod uses, each changed in turn.
 const MAPS: usize = 40;
 /// Writers at once.
-const WRITERS: usize = 8;
+const WRITERS: usize = 16;
 /// Acknowledgements between two cuts, at least.
 const ACKS: usize = 150;
 /// What the issue asks for, acknowledgements a second, emulated as it is.

@@ -290,11 +290,15 @@ impl Task {
 
     async fn handle_events(&mut self, view: &NodeView) {
         while let Some(event) = self.link.poll_event() {
-            let Event::Received {
-                class, seq, payload, ..
-            } = event
-            else {
-                continue;
+            let (class, seq, payload) = match event {
+                Event::Received {
+                    class, seq, payload, ..
+                } => (class, seq, payload),
+                Event::Acked { class, token } if class == ClassId::DESIRED && token != 0 => {
+                    tracing::trace!(node = self.node, version = %short(token), "acknowledged");
+                    continue;
+                }
+                _ => continue,
             };
             match wire::decode_up(payload) {
                 Ok(Some(body)) => self.receive(class, seq, (body, view)).await,
@@ -393,8 +397,13 @@ impl Task {
         let Some(source) = &mut self.source else { return };
         while self.link.has_room(ClassId::DESIRED) {
             let Some((key, down)) = source.poll() else { return };
+            let token = version_token(&down);
+            if token != 0 {
+                tracing::trace!(node = self.node, key, version = %short(token), "sent");
+            }
             let item = Item {
                 key,
+                token,
                 ..Item::new(ClassId::DESIRED, wire::encode(&down))
             };
             if let Err(error) = self.link.send(now(), item) {
@@ -435,6 +444,22 @@ async fn write(reports: &dyn Reports, node: &str, body: up::Body) -> Result<(), 
         // Of a class that a newer edge has: nothing to keep.
         _ => Ok(()),
     }
+}
+
+/// The beginning of an object's version, by which its acknowledgement is known; 0 for what is no object.
+fn version_token(down: &Down) -> u64 {
+    let Some(down::Body::Apply(apply)) = &down.body else {
+        return 0;
+    };
+    apply
+        .version
+        .first_chunk()
+        .map_or(0, |bytes| u64::from_be_bytes(*bytes))
+}
+
+/// As edgecore's `/debug/objects` writes it.
+fn short(version: u64) -> String {
+    format!("{version:016x}")
 }
 
 /// Whether the view, of the API that the edge knows, is older than what the edge has.

@@ -302,7 +302,9 @@ fn debug_pages(
         json!({"namespace": m.namespace, "name": m.name, "uid": m.uid, "phase": view.status.phase})
     };
     let workers = move || views.borrow().iter().map(worker).collect();
+    let objects = store.clone();
     vec![
+        ("objects", Box::new(move || crate::edgehub::held_versions(&objects))),
         ("pods", Box::new(list)),
         ("sessions", Box::new(session)),
         ("workers", Box::new(workers)),

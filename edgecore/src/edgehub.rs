@@ -33,6 +33,14 @@ pub use api::HubApi;
 /// After an error that no waiting inside the tunnel covers: certificates that cannot be read, a refusal.
 const PAUSE: Duration = Duration::from_secs(5);
 
+/// Which version of which object the store holds: what `/debug/objects` shows. No content.
+pub fn held_versions(store: &Store) -> serde_json::Value {
+    match rows::read_held(store) {
+        Ok(held) => serde_json::json!(rows::held_versions(held)),
+        Err(error) => serde_json::json!({"error": error.to_string()}),
+    }
+}
+
 /// The edge's end of the cable.
 #[derive(Debug)]
 pub struct EdgeHub {

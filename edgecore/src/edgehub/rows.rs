@@ -57,6 +57,20 @@ pub(super) fn read_held(store: &Store) -> Result<BTreeMap<Key, Held>, ReadError>
     Ok(held)
 }
 
+/// Which version of which object the store holds: `kind/namespace/name` (`-` for no namespace) → the beginning of its version. No content.
+pub(super) fn held_versions(held: BTreeMap<Key, Held>) -> BTreeMap<String, String> {
+    let name = |key: Key| match key.1.as_str() {
+        "" => format!("{}/-/{}", key.0, key.2),
+        namespace => format!("{}/{namespace}/{}", key.0, key.2),
+    };
+    let short = |held: Held| {
+        held.version[..8]
+            .iter()
+            .fold(String::new(), |text, byte| format!("{text}{byte:02x}"))
+    };
+    held.into_iter().map(|(key, held)| (name(key), short(held))).collect()
+}
+
 fn uid_of(object: &[u8]) -> String {
     #[derive(Deserialize, Default)]
     struct Metadata {
@@ -192,6 +206,12 @@ mod tests {
         assert!(
             held.values()
                 .all(|h| h.uid == "u" && h.version == relay::object_version(&object))
+        );
+        let shown = held_versions(held);
+        let version = relay::object_version(&object);
+        assert_eq!(
+            shown["Node/-/n"],
+            format!("{:02x}{:02x}", version[0], version[1]) + &shown["Pod/default/n"][4..]
         );
         let mut batch = Batch::new();
         add_changes(&mut batch, vec![Change::Remove { key: key("Node", "") }]);

@@ -56,8 +56,10 @@ pub(super) async fn run(layout: &Layout) -> Result<()> {
     for folder in [&layout.run, &layout.state] {
         remove_folder(folder)?;
     }
-    // containerd's shims have their sockets here, whatever its configuration says. Only empty folders go.
+    // containerd's shims have their sockets and runc its state here, whatever its configuration says. Only empty folders go.
     for folder in [
+        "/run/containerd/runc/k8s.io",
+        "/run/containerd/runc",
         "/run/containerd/s",
         "/run/containerd/fifo",
         "/run/containerd",

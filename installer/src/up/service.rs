@@ -252,8 +252,8 @@ fn unit_file(service: &Service, run: &Path) -> String {
         run.display(),
     );
     if let Some(address) = &service.address {
-        // After a reboot it is not there any more; where it is, this fails and that is fine.
-        let _ = writeln!(unit, "ExecStartPre=-/sbin/ip address add {address}/32 dev lo");
+        // After a reboot it is not there any more.
+        let _ = writeln!(unit, "ExecStartPre=-/sbin/ip address replace {address}/32 dev lo");
     }
     let _ = write!(unit, "ExecStart={}", service.program.display());
     for arg in &service.args {
@@ -313,7 +313,7 @@ mod tests {
             "ExecStart=/bin/sleep 1000\n",
             "Environment=A=b\n",
             "KillMode=process\n",
-            "ExecStartPre=-/sbin/ip address add 10.96.0.1/32 dev lo\nExecStart=",
+            "ExecStartPre=-/sbin/ip address replace 10.96.0.1/32 dev lo\nExecStart=",
             "append:/l/s.log\n",
         ] {
             assert!(unit.contains(line), "{line} in {unit}");

@@ -34,6 +34,8 @@ pub struct Hub<'a> {
     site: &'a Site,
     dir: PathBuf,
     daemon: Option<Daemon>,
+    /// What it logs: `RUST_LOG`; taken at the next start.
+    pub log: String,
     /// The API.
     pub above: Above,
     /// The administrator's kubeconfig.
@@ -104,6 +106,7 @@ impl<'a> Hub<'a> {
             site,
             dir: site.dir().join("hub"),
             daemon: None,
+            log: std::env::var("KEDGE_LOG").unwrap_or_else(|_| "info".into()),
             above,
             kubeconfig,
             kubectl,
@@ -142,7 +145,8 @@ impl<'a> Hub<'a> {
             }
         }
         command
-            .env("RUST_LOG", std::env::var("KEDGE_LOG").unwrap_or_else(|_| "info".into()))
+            .env("RUST_LOG", &self.log)
+            .env("NO_COLOR", "1")
             .env("RUST_BACKTRACE", "1");
         command
     }

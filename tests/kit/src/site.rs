@@ -166,6 +166,25 @@ impl Site {
         self.filter(&link)
     }
 
+    /// The hub's end of the link of guest machine `number`: a tap with the address and the filter that an edge's wire has. The
+    /// guest is 10.99.N.2.
+    ///
+    /// # Errors
+    /// When iproute2 or nft fail.
+    pub fn tap(&self, number: u8) -> Result<()> {
+        let hub = self.namespace("hub");
+        let link = format!("e{number}");
+        let address = format!("10.99.{number}.1/24");
+        for args in [
+            ["tuntap", "add", "dev", &link, "mode", "tap"].as_slice(),
+            &["addr", "add", &address, "dev", &link],
+            &["link", "set", &link, "up"],
+        ] {
+            run(Command::new("ip").args(["-n", &hub]).args(args))?;
+        }
+        self.filter(&link)
+    }
+
     fn filter(&self, link: &str) -> Result<()> {
         let hub = self.namespace("hub");
         let rules = format!(

@@ -20,6 +20,8 @@
 
 pub mod attach;
 pub mod backoff;
+pub mod bond;
+pub mod congestion;
 mod edge;
 mod frame;
 #[doc(hidden)]

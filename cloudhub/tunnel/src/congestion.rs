@@ -174,7 +174,11 @@ impl Congestion {
     /// The round trip without a queue; zero before the first acknowledgement.
     #[must_use]
     pub fn base_rtt(&self) -> Duration {
-        if self.base == Duration::MAX { Duration::ZERO } else { self.base }
+        if self.base == Duration::MAX {
+            Duration::ZERO
+        } else {
+            self.base
+        }
     }
 
     /// The largest datagram has changed.
@@ -293,8 +297,7 @@ impl Congestion {
         let total = (round.bytes + round.lost) as f64;
         let share = round.lost as f64 / total.max(1.0);
         let queued = self.queue(round) > (self.base * 3 / 10).max(Duration::from_millis(4));
-        let full =
-            queued && share > self.loss * 2.0 + 0.02 && round.lost as f64 >= 2.0 * self.mtu && self.rounds > 4;
+        let full = queued && share > self.loss * 2.0 + 0.02 && round.lost as f64 >= 2.0 * self.mtu && self.rounds > 4;
         if full {
             let in_flight = self.rate * self.base.as_secs_f64();
             self.ceiling = (self.window.min(self.ceiling) * 0.8).max(in_flight * 0.5);

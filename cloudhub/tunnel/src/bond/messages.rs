@@ -199,10 +199,11 @@ impl Outbox {
         self.active.len() < MAX_ACTIVE && self.active_bytes < MAX_ACTIVE_BYTES - 64 * 1024 && span < MAX_SPAN
     }
 
-    /// Starts messages of a priority that wait, as far as the window allows; `copies` says how many a small one gets at least.
-    pub(crate) fn start(&mut self, priority: Priority, copies: usize) {
+    /// Starts messages of a priority that wait until this path has one to carry, as far as the window allows; `copies` says how many a
+    /// small one gets at least.
+    pub(crate) fn start(&mut self, priority: Priority, path: PathId, copies: usize) {
         let lane = priority.index();
-        while self.wanting[lane].len() < 2 && self.may_start() {
+        while self.may_start() && self.offers(priority, path, false).next().is_none() {
             let Some((since, own, payload)) = self.waiting[lane].pop_front() else {
                 return;
             };
@@ -344,7 +345,9 @@ impl Outbox {
                 pass.flying = false;
             }
             // Nothing is on its way any more: do not wait for the timer.
-            if outgoing.passes.iter().all(|pass| !pass.flying) && !outgoing.wants() {
+            let end = outgoing.end();
+            let over = |pass: &Pass| !pass.flying && pass.next >= end;
+            if !outgoing.passes.is_empty() && outgoing.passes.iter().all(over) {
                 if let Some(old) = outgoing.due.replace(now) {
                     self.dues.remove(&(old, id));
                 }
@@ -388,11 +391,9 @@ impl Outbox {
 
 /// One more copy, over any path: what is flying may still arrive.
 fn repeat_small(outgoing: &mut Outgoing) {
-    if !outgoing.wants() {
-        outgoing.passes.clear();
-        outgoing.copies = 1;
-        outgoing.round += 1;
-    }
+    outgoing.passes.clear();
+    outgoing.copies = 1;
+    outgoing.round += 1;
 }
 
 #[derive(Debug)]

@@ -462,10 +462,10 @@ impl Bond {
                 next = Some(next.map_or(at, |have| have.min(at)));
             }
         };
-        let best = self.best(|_| true);
+        let (best, alone) = (self.best(|_| true), self.live() <= 1);
         for (at, path) in self.paths.iter().enumerate() {
             if !self.config.faults.suspect_never {
-                add(path.suspect_at());
+                add(path.suspect_at(alone));
             }
             let probe = path.probe_at(self.config.keep_alive, best == Some(at));
             add(probe.filter(|at| *at > self.now));
@@ -488,8 +488,8 @@ impl Bond {
         self.advance(now);
         self.declined = false;
         for at in 0..self.paths.len() {
-            let path = &self.paths[at];
-            if path.suspect_at().is_some_and(|due| due <= self.now) && !self.config.faults.suspect_never {
+            let (path, alone) = (&self.paths[at], self.live() <= 1);
+            if path.suspect_at(alone).is_some_and(|due| due <= self.now) && !self.config.faults.suspect_never {
                 let id = path.id;
                 self.suspect_path(now, id);
             }

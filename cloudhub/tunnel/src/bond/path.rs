@@ -84,6 +84,8 @@ pub(crate) struct Loss {
 
 /// Packets that may be unanswered on one path: 100 Mbit/s for 900 ms.
 const MAX_IN_FLIGHT: usize = 8192;
+/// Packets of a suspect path that are remembered.
+const MAX_PROBES: usize = 1024;
 /// So many later packets that arrived, or one later by so much, prove a loss: a path is first in, first out until it shows otherwise.
 const REORDER_PACKETS: u64 = 1;
 const REORDER_TIME: Duration = Duration::from_millis(4);
@@ -96,6 +98,8 @@ const IDLE_SUSPECT: Duration = Duration::from_secs(1);
 /// Keep-alives on the best path and on others.
 const KEEP_ALIVE_BEST: Duration = Duration::from_secs(8);
 const KEEP_ALIVE_OTHER: Duration = Duration::from_secs(25);
+/// The only live path may be silent for so long: on a slow link a burst both ways delays the first answer by its queue.
+const ALONE_SUSPECT: Duration = Duration::from_millis(600);
 /// Losses over so many buckets of so long are one minute.
 const LOSS_BUCKETS: usize = 6;
 const LOSS_BUCKET: Duration = Duration::from_secs(10);
@@ -397,7 +401,8 @@ impl Path {
             }
             self.lost_lately.push_back(sequence);
             if !sent.retired {
-                told.lost.extend(sent.contents.into_iter().map(|content| (content, !sent.blind)));
+                told.lost
+                    .extend(sent.contents.into_iter().map(|content| (content, !sent.blind)));
             }
         }
         self.trim();
@@ -492,19 +497,24 @@ impl Path {
             .collect()
     }
 
-    /// How long without progress is too long.
-    fn patience(&self) -> Duration {
+    /// How long without progress is too long. `alone`: no other path could take over, so a false alarm costs and a true one gains nothing.
+    fn patience(&self, alone: bool) -> Duration {
         let rtt = self.rtt.smoothed;
         if self.traffic == 0 {
             return IDLE_SUSPECT.max(rtt * 4);
         }
         let wanted = Duration::from_millis(100).max(rtt * 3 / 2 + Duration::from_millis(40));
-        wanted.min(Duration::from_millis(150).max(rtt * 2))
+        let wanted = wanted.min(Duration::from_millis(150).max(rtt * 2));
+        if alone {
+            wanted.max(ALONE_SUSPECT).max(rtt * 4)
+        } else {
+            wanted
+        }
     }
 
     /// When it becomes suspect if nothing comes.
-    pub(crate) fn suspect_at(&self) -> Option<Duration> {
-        (self.is_live() && self.in_flight > 0).then(|| self.progress + self.patience())
+    pub(crate) fn suspect_at(&self, alone: bool) -> Option<Duration> {
+        (self.is_live() && self.in_flight > 0).then(|| self.progress + self.patience(alone))
     }
 
     /// This end slept: what it could not have heard does not count.
@@ -550,7 +560,7 @@ impl Path {
             suspicion.next_probe = now + Duration::from_millis(pause);
         }
         // A day of unanswered probes is not kept.
-        while self.sent.len() > MAX_IN_FLIGHT
+        while self.sent.len() > MAX_PROBES
             && let Some(oldest) = self.sent.pop_front()
         {
             self.base += 1;

@@ -312,7 +312,7 @@ impl Bond {
             return Offered::Nothing;
         }
         let copies = self.copies(priority);
-        self.outbox.start(priority, copies);
+        self.outbox.start(priority, draft.id, copies);
         let others = self.others(draft.now, draft.at, priority).next().is_some();
         let offers: Vec<_> = self.outbox.offers(priority, draft.id, others).take(8).collect();
         for offer in offers {

@@ -229,8 +229,14 @@ fn a_round_trip_that_changes_is_followed_both_ways() {
     let spec = DirectionSpec {
         delay: 7_500_000,
         delays: vec![
-            DelayStep { at: 10 * linkem::SECOND, delay: 30_000_000 },
-            DelayStep { at: 25 * linkem::SECOND, delay: 7_500_000 },
+            DelayStep {
+                at: 10 * linkem::SECOND,
+                delay: 30_000_000,
+            },
+            DelayStep {
+                at: 25 * linkem::SECOND,
+                delay: 7_500_000,
+            },
         ],
         ..link(30, 15, 200)
     };
@@ -245,9 +251,18 @@ fn a_round_trip_that_changes_is_followed_both_ways() {
 #[test]
 fn a_rate_that_changes_is_followed_both_ways() {
     let steps = vec![
-        RateStep { at: 0, rate: 50_000_000 },
-        RateStep { at: 10 * linkem::SECOND, rate: 10_000_000 },
-        RateStep { at: 25 * linkem::SECOND, rate: 50_000_000 },
+        RateStep {
+            at: 0,
+            rate: 50_000_000,
+        },
+        RateStep {
+            at: 10 * linkem::SECOND,
+            rate: 10_000_000,
+        },
+        RateStep {
+            at: 25 * linkem::SECOND,
+            rate: 50_000_000,
+        },
     ];
     let spec = DirectionSpec {
         rate: Rate::Steps(steps),
@@ -270,7 +285,12 @@ fn a_rate_that_changes_is_followed_both_ways() {
 
 #[test]
 fn random_loss_does_not_reduce_the_rate() {
-    for loss in [Loss::Iid(0.02), Loss::Iid(0.05), Loss::Iid(0.08), Loss::in_bursts(0.08, 4.0)] {
+    for loss in [
+        Loss::Iid(0.02),
+        Loss::Iid(0.05),
+        Loss::Iid(0.08),
+        Loss::in_bursts(0.08, 4.0),
+    ] {
         let spec = DirectionSpec {
             loss: loss.clone(),
             ..link(50, 30, 100)
@@ -286,17 +306,25 @@ fn random_loss_does_not_reduce_the_rate() {
 #[test]
 fn a_full_buffer_reduces_what_is_in_flight() {
     // A neighbour that fills a short buffer: loss comes with a risen round trip.
-    let bench = Bench::new(&link(20, 40, 20), 2).ours().cubic(Duration::from_secs(60)).run(60);
+    let bench = Bench::new(&link(20, 40, 20), 2)
+        .ours()
+        .cubic(Duration::from_secs(60))
+        .run(60);
     let sent = bench.there.stats();
     let lost = sent.dropped_queue as f64 / sent.offered as f64;
-    println!("with CUBIC over half a BDP of buffer: {:.2} % of all packets dropped", lost * 100.0);
+    println!(
+        "with CUBIC over half a BDP of buffer: {:.2} % of all packets dropped",
+        lost * 100.0
+    );
     assert!(lost <= 0.03, "{lost}");
 }
 
 #[test]
 fn a_burst_after_an_idle_time_finds_the_rate_again() {
     let busy = |now: Duration| !(5..20).contains(&now.as_secs());
-    let bench = Bench::new(&link(50, 40, 100), 9).ours_while(Duration::ZERO, busy).run(30);
+    let bench = Bench::new(&link(50, 40, 100), 9)
+        .ours_while(Duration::ZERO, busy)
+        .run(30);
     let again = bench.rate(0, 20.5, 21.5) / 50.0;
     let rest = bench.rate(0, 21.0, 30.0) / 50.0;
     println!("after 15 s idle: {again:.3} of the link from 0.5 s on, {rest:.3} later");
@@ -306,12 +334,17 @@ fn a_burst_after_an_idle_time_finds_the_rate_again() {
 #[test]
 fn two_of_ours_share_fairly() {
     for (rtt, queue) in [(40, 100), (16, 100), (60, 30), (40, 200)] {
-        let bench = Bench::new(&link(20, rtt, queue), 4).ours().ours_from(Duration::from_secs(5)).run(40);
+        let bench = Bench::new(&link(20, rtt, queue), 4)
+            .ours()
+            .ours_from(Duration::from_secs(5))
+            .run(40);
         let shares = [0, 1].map(|flow| bench.rate(flow, 10.0, 40.0));
         let sum: f64 = shares.iter().sum();
         let jain = sum * sum / (2.0 * shares.iter().map(|share| share * share).sum::<f64>());
         let delay = bench.queue(15, 0.95);
-        println!("two of ours, {rtt} ms, {queue} ms queue: {shares:.2?} Mbit/s, Jain {jain:.3}, queue p95 {delay:.1} ms");
+        println!(
+            "two of ours, {rtt} ms, {queue} ms queue: {shares:.2?} Mbit/s, Jain {jain:.3}, queue p95 {delay:.1} ms"
+        );
         assert!(jain >= 0.9, "{jain}");
         assert!(sum >= 18.0, "{sum}");
     }

@@ -85,7 +85,11 @@ impl Controller for Cubic {
         }
         self.recovered = now;
         let shrinking = self.window < self.before;
-        self.before = if shrinking { self.window * (1.0 + BETA) / 2.0 } else { self.window };
+        self.before = if shrinking {
+            self.window * (1.0 + BETA) / 2.0
+        } else {
+            self.window
+        };
         self.window = (self.window * BETA).max(2.0);
         self.threshold = self.window;
         self.epoch = None;

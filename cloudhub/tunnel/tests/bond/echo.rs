@@ -58,11 +58,16 @@ impl Owner for Echo {
         while self.next <= now {
             self.number += 1;
             // In an outage the queue fills, and that is said.
-            if edge.send_message(now, Priority::Urgent, 1, message(self.number, 256)).is_ok() {
+            if edge
+                .send_message(now, Priority::Urgent, 1, message(self.number, 256))
+                .is_ok()
+            {
                 self.sent.insert(self.number, now);
             }
             if self.number.is_multiple_of(50)
-                && hub.send_message(now, Priority::Normal, 1, message(self.number, 65_536)).is_ok()
+                && hub
+                    .send_message(now, Priority::Normal, 1, message(self.number, 65_536))
+                    .is_ok()
             {
                 self.spec_sent.insert(self.number, now);
             }

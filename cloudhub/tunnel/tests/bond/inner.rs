@@ -85,18 +85,6 @@ impl Tcp {
         (at(to) - at(from)) as f64 * 8.0 / (to - from).as_secs_f64() / 1e6
     }
 
-    /// The longest time without progress between two moments.
-    pub(crate) fn stall(&self, from: Duration, to: Duration) -> Duration {
-        let inside = self.history.iter().map(|(at, _)| *at).filter(|at| *at >= from && *at <= to);
-        let mut last = from;
-        let mut longest = Duration::ZERO;
-        for at in inside.chain([to]) {
-            longest = longest.max(at - last);
-            last = at;
-        }
-        longest
-    }
-
     fn enter(&mut self, now: Duration, bond: &mut Bond, packet: Bytes) {
         if self.device.is_empty() && bond.send_datagram(now, packet.clone()).is_ok() {
             return;
@@ -169,7 +157,10 @@ impl Owner for Tcp {
         }
         let resumed = self.send(now, edge);
         self.answer(now, hub);
-        [resumed, self.sender.timeout(), self.receiver.due].into_iter().flatten().min()
+        [resumed, self.sender.timeout(), self.receiver.due]
+            .into_iter()
+            .flatten()
+            .min()
     }
 
     fn event(&mut self, now: Duration, end: usize, bond: &mut Bond, event: Event) {
@@ -189,7 +180,9 @@ impl Owner for Tcp {
             }
             self.answer(now, bond);
         } else if end == 0 && port == 81 {
-            let Some(numbers) = self.acks.remove(&number) else { return };
+            let Some(numbers) = self.acks.remove(&number) else {
+                return;
+            };
             let (acked, lost) = self.sender.on_ack(now, &numbers, true);
             if !acked.is_empty() {
                 self.timed_out = false;
@@ -229,7 +222,11 @@ impl Flood {
 
     /// The longest gap between two arrivals, between two moments.
     pub(crate) fn gap(&self, from: Duration, to: Duration) -> Duration {
-        let inside = self.arrivals.iter().map(|(at, _)| *at).filter(|at| *at >= from && *at <= to);
+        let inside = self
+            .arrivals
+            .iter()
+            .map(|(at, _)| *at)
+            .filter(|at| *at >= from && *at <= to);
         let mut last = from;
         let mut longest = Duration::ZERO;
         for at in inside.chain([to]) {

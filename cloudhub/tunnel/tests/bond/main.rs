@@ -4,15 +4,16 @@
 //! - `cubic`: CUBIC as a controller, for inner TCP and as the neighbour on the same link
 //! - `world`: two bonds over links, with owners who send and check
 //! - `congestion`: the controller alone and with neighbours on one link
-//! - `scenarios`: bonding.md §8's S1, S2, S4, S5, S7, and what happens to machines and links in the long run
+//! - `scenarios`: bonding.md §8's S1, S2, S4, S5, S7; `outages`: what happens to machines and links in the long run
 //! - `properties`: thousands of seeded runs against the checker, which named faults prove
 //! - `hostile`: an authenticated peer that breaks the rules
 
 mod congestion;
 mod cubic;
 mod echo;
-// mod hostile;
+mod hostile;
 mod inner;
+mod outages;
 mod properties;
 mod scenarios;
 mod transport;
@@ -29,5 +30,8 @@ fn ms(millis: u64) -> Duration {
 fn percentile(values: &mut [f64], share: f64) -> f64 {
     values.sort_by(f64::total_cmp);
     let place = (values.len() as f64 * share) as usize;
-    values.get(place.min(values.len().saturating_sub(1))).copied().unwrap_or(0.0)
+    values
+        .get(place.min(values.len().saturating_sub(1)))
+        .copied()
+        .unwrap_or(0.0)
 }

@@ -19,7 +19,7 @@ use crate::world::{Link, Owner, World};
 /// Flows: port, protocol, DSCP, and how long a packet may hold the later ones back.
 const FLOWS: [(u16, u8, u8, u64); 4] = [(1, 6, 0, 400), (2, 17, 0, 80), (3, 17, 46, 0), (4, 6, 8, 400)];
 /// When chaos ends and everything must arrive.
-const CHAOS: Duration = Duration::from_secs(3);
+const CHAOS: Duration = Duration::from_millis(1500);
 const SETTLE: Duration = Duration::from_secs(40);
 
 /// One direction of one flow.
@@ -121,7 +121,13 @@ impl Shop {
                 1 => self.rng.random_range(0..200_000),
                 _ => self.rng.random_range(0..3000),
             };
-            self.streams.insert((id.0, writer), Written { size, ..Written::default() });
+            self.streams.insert(
+                (id.0, writer),
+                Written {
+                    size,
+                    ..Written::default()
+                },
+            );
         }
         self.write(Duration::ZERO, end, bond, id);
     }
@@ -138,7 +144,9 @@ impl Shop {
             // Some type, some copy.
             let most = if stream.size < 1500 { 3 } else { 20_000 };
             let chunk = (stream.size - stream.written).min(most);
-            let bytes: Vec<u8> = (stream.written..stream.written + chunk).map(|at| byte(id.0, end, at)).collect();
+            let bytes: Vec<u8> = (stream.written..stream.written + chunk)
+                .map(|at| byte(id.0, end, at))
+                .collect();
             let written = bond.write(now, id, &bytes).unwrap_or(0) as u64;
             stream.written += written;
             if written < chunk || stream.size < 1500 {
@@ -161,7 +169,8 @@ impl Shop {
                 Read::Bytes(bytes) => {
                     for (at, have) in bytes.iter().enumerate() {
                         if *have != byte(id.0, 1 - end, stream.read + at as u64) {
-                            self.violations.push(format!("{id:?} has a wrong byte at {}", stream.read));
+                            self.violations
+                                .push(format!("{id:?} has a wrong byte at {}", stream.read));
                             return;
                         }
                     }
@@ -170,7 +179,8 @@ impl Shop {
                 Read::Blocked => return,
                 Read::End => {
                     if !stream.ended && stream.read != stream.size {
-                        self.violations.push(format!("{id:?} ends at {} of {}", stream.read, stream.size));
+                        self.violations
+                            .push(format!("{id:?} ends at {} of {}", stream.read, stream.size));
                     }
                     stream.ended = true;
                     return;
@@ -192,7 +202,8 @@ impl Shop {
         }
         // A later packet of the flow went before it: it must have waited the whole time for it.
         if sent.highest.is_some_and(|highest| highest > number) && self.roomy && now < *accepted + ms(hold) {
-            self.violations.push(format!("packet {number} is out of order within the bound"));
+            self.violations
+                .push(format!("packet {number} is out of order within the bound"));
         }
         sent.highest = sent.highest.max(Some(number));
     }
@@ -216,9 +227,13 @@ impl Shop {
     /// After everything had time to arrive.
     fn check_end(&mut self, world: &World, calm: bool) {
         if !self.is_settled() {
-            let messages: usize = (0..2).map(|end| self.messages[end].len() - self.received[1 - end].len()).sum();
+            let messages: usize = (0..2)
+                .map(|end| self.messages[end].len() - self.received[1 - end].len())
+                .sum();
             let streams = self.streams.values().filter(|stream| !stream.ended).count();
-            self.violations.push(format!("{messages} messages and {streams} streams never arrive though a path is up"));
+            self.violations.push(format!(
+                "{messages} messages and {streams} streams never arrive though a path is up"
+            ));
         }
         for end in 0..2 {
             let flows = self.flows.iter().filter(|((from, _), _)| *from == end);
@@ -228,13 +243,29 @@ impl Shop {
             let stats = world.ends[end].bond.stats();
             let lost = accepted - delivered;
             if lost > stats.expired + stats.queued_bytes as u64 {
-                self.violations.push(format!("{lost} packets are acknowledged and lost; {} expired", stats.expired));
+                self.violations.push(format!(
+                    "{lost} packets are acknowledged and lost; {} expired",
+                    stats.expired
+                ));
             }
-            if calm && lost > accepted / 50 {
-                self.violations.push(format!("{lost} of {accepted} packets are lost though nothing goes silent"));
+            let loss = world.ends[end]
+                .bond
+                .path_stats()
+                .iter()
+                .map(|path| path.loss)
+                .fold(0.0, f64::max);
+            if calm && loss < 0.12 && lost > accepted / 50 {
+                self.violations.push(format!(
+                    "{lost} of {accepted} packets are lost though nothing goes silent"
+                ));
             }
         }
-        self.violations.extend(world.violations.iter().map(|violation| format!("an honest peer is accused: {violation}")));
+        self.violations.extend(
+            world
+                .violations
+                .iter()
+                .map(|violation| format!("an honest peer is accused: {violation}")),
+        );
     }
 }
 
@@ -243,9 +274,14 @@ impl Owner for Shop {
         if now < self.next {
             return Some(self.next);
         }
-        self.next = now + ms(self.rng.random_range(1..25));
+        self.next = now + ms(self.rng.random_range(2..30));
         for (end, bond) in bonds.into_iter().enumerate() {
-            let ids: Vec<u64> = self.streams.keys().filter(|(_, writer)| *writer == end).map(|(id, _)| *id).collect();
+            let ids: Vec<u64> = self
+                .streams
+                .keys()
+                .filter(|(_, writer)| *writer == end)
+                .map(|(id, _)| *id)
+                .collect();
             for id in ids {
                 self.write(now, end, bond, StreamId(id));
             }
@@ -257,14 +293,18 @@ impl Owner for Shop {
                     if bond.send_datagram(now, Bytes::from(bytes)).is_err() {
                         break;
                     }
-                    self.flows.entry((end, 3)).or_default().accepted.insert(self.number, now);
+                    self.flows
+                        .entry((end, 3))
+                        .or_default()
+                        .accepted
+                        .insert(self.number, now);
                 }
                 return Some(self.next);
             }
             if now >= self.until {
                 continue;
             }
-            match self.rng.random_range(0..10) {
+            match self.rng.random_range(0..12) {
                 0..5 => self.send_packets(now, end, bond),
                 5..8 => self.send_message(now, end, bond),
                 8 => self.open(end, bond),
@@ -291,10 +331,14 @@ impl Owner for Shop {
 
 fn some_link(rng: &mut StdRng, seed: u64) -> Link {
     let spec = DirectionSpec {
-        rate: Rate::Fixed(rng.random_range(2..20) * 1_000_000),
+        rate: Rate::Fixed(rng.random_range(2..12) * 1_000_000),
         queue: Queue::Time(rng.random_range(20..150) * linkem::MS),
         delay: rng.random_range(2..60) * linkem::MS,
-        jitter: if rng.random_bool(0.3) { Jitter::Uniform(8 * linkem::MS) } else { Jitter::None },
+        jitter: if rng.random_bool(0.3) {
+            Jitter::Uniform(8 * linkem::MS)
+        } else {
+            Jitter::None
+        },
         reorder: rng.random_bool(0.2),
         loss: match rng.random_range(0..4) {
             0 => Loss::None,
@@ -338,14 +382,17 @@ fn run(seed: u64, faults: Faults) -> Vec<String> {
     let roomy = seed % 4 != 0;
     let configs = configs(faults).map(|config| match roomy {
         true => config,
-        false => Config { reorder_budget: 20_000, ..config },
+        false => Config {
+            reorder_budget: 20_000,
+            ..config
+        },
     });
     let mut world = World::new(links, configs);
     let calm = seed % 5 == 0 && roomy;
     let mut shop = Shop::new(seed, world.now, roomy);
     let chaos = shop.until;
     while world.now < chaos {
-        let until = world.now + ms(rng.random_range(100..900));
+        let until = world.now + ms(rng.random_range(50..400));
         world.run(until.min(chaos), &mut shop);
         if !calm {
             disturb(&mut world, &mut rng);
@@ -361,9 +408,17 @@ fn run(seed: u64, faults: Faults) -> Vec<String> {
         }
     }
     let end = world.now + SETTLE;
-    while world.now < end && !(shop.is_settled() && world.now > chaos + Duration::from_secs(2)) {
-        world.run(world.now + ms(250), &mut shop);
+    let waits = |world: &World| {
+        world
+            .ends
+            .iter()
+            .any(|end| end.bond.stats().kept_bytes + end.bond.stats().queued_bytes > 0)
+    };
+    while world.now < end && (!shop.is_settled() || waits(&world)) {
+        world.run(world.now + ms(100), &mut shop);
     }
+    // What was acknowledged may still be held for what is not coming.
+    world.run(world.now + ms(450), &mut shop);
     shop.check_end(&world, calm);
     if !roomy {
         let most = world.most_held;
@@ -372,7 +427,7 @@ fn run(seed: u64, faults: Faults) -> Vec<String> {
             shop.violations.push(format!("{most} bytes are held"));
         }
     }
-    if shop.violations.is_empty() && seed % 8 == 1 {
+    if shop.violations.is_empty() && seed % 16 == 1 {
         check_starvation(&mut world, &mut shop, dead);
     }
     shop.violations
@@ -380,26 +435,37 @@ fn run(seed: u64, faults: Faults) -> Vec<String> {
 
 /// With more to send than the links take, each that is alive takes part.
 fn check_starvation(world: &mut World, shop: &mut Shop, dead: Option<usize>) {
-    (0..world.links.len()).filter(|path| Some(*path) != dead).for_each(|path| world.silence(path, false, false));
+    (0..world.links.len())
+        .filter(|path| Some(*path) != dead)
+        .for_each(|path| world.silence(path, false, false));
     shop.flood = true;
-    world.run(world.now + Duration::from_secs(2), shop);
+    world.run(world.now + ms(1500), shop);
     let before = world.ends[0].bond.path_stats();
-    world.run(world.now + Duration::from_secs(1), shop);
+    world.run(world.now + ms(500), shop);
     for (path, earlier) in world.ends[0].bond.path_stats().iter().zip(before) {
         let link = world.link_of(0, path.id);
-        if dead != link && path.sent_packets < earlier.sent_packets + 20 {
+        if dead != link && path.sent_packets < earlier.sent_packets + 10 {
             shop.violations.push(format!("{:?} starves: {path:?}", path.id));
         }
     }
 }
 
-#[test]
-fn everything_arrives_once_in_order_and_nothing_is_lost_whatever_the_links_do() {
-    let seeds = 2000;
-    for seed in 0..seeds {
+fn check(seeds: std::ops::Range<u64>) {
+    for seed in seeds {
         let violations = run(seed, Faults::default());
         assert!(violations.is_empty(), "seed {seed}: {violations:?}");
     }
+}
+
+#[test]
+fn everything_arrives_once_in_order_and_nothing_is_lost_whatever_the_links_do() {
+    check(0..750);
+}
+
+/// The same, so that two cores share the work.
+#[test]
+fn everything_arrives_once_in_order_and_nothing_is_lost_in_other_runs_too() {
+    check(750..1500);
 }
 
 /// What the checker says of the first seed that shows a fault.
@@ -412,16 +478,61 @@ fn caught(faults: Faults) -> String {
 fn the_checker_catches_every_fault() {
     let none = Faults::default();
     let cases = [
-        ("dedup_off", Faults { dedup_off: true, ..none }, "twice"),
-        ("repair_off", Faults { repair_off: true, ..none }, "never arrive"),
-        ("order_off", Faults { order_off: true, ..none }, "out of order"),
-        ("suspect_never", Faults { suspect_never: true, ..none }, "never arrive"),
-        ("readmit_never", Faults { readmit_never: true, ..none }, ""),
-        ("refused_acked", Faults { refused_acked: true, ..none }, ""),
+        (
+            "dedup_off",
+            Faults {
+                dedup_off: true,
+                ..none
+            },
+            "twice",
+        ),
+        (
+            "repair_off",
+            Faults {
+                repair_off: true,
+                ..none
+            },
+            "never arrive",
+        ),
+        (
+            "order_off",
+            Faults {
+                order_off: true,
+                ..none
+            },
+            "out of order",
+        ),
+        (
+            "suspect_never",
+            Faults {
+                suspect_never: true,
+                ..none
+            },
+            "never arrive",
+        ),
+        (
+            "readmit_never",
+            Faults {
+                readmit_never: true,
+                ..none
+            },
+            "",
+        ),
+        (
+            "refused_acked",
+            Faults {
+                refused_acked: true,
+                ..none
+            },
+            "",
+        ),
     ];
     for (name, faults, expected) in cases {
         let violation = caught(faults);
         println!("{name}: {violation}");
-        assert!(!violation.is_empty() && violation.contains(expected), "{name}: {violation:?}");
+        assert!(
+            !violation.is_empty() && violation.contains(expected),
+            "{name}: {violation:?}"
+        );
     }
 }

@@ -7,8 +7,8 @@ use tunnel::bond::{Config, Duplication, Faults};
 
 use crate::echo::Echo;
 use crate::inner::{Flood, MTU, Tcp};
-use crate::{ms, percentile};
 use crate::world::{AROUND, Link, World};
+use crate::{ms, percentile};
 
 /// The three links of bonding.md §3.2: Mbit/s and one-way delay in ms.
 const LINKS: [(u64, u64); 3] = [(50, 15), (30, 30), (20, 8)];
@@ -46,7 +46,12 @@ fn world(loss: impl Fn(usize) -> Loss, seed: u64) -> World {
 
 /// What the links can carry of inner bytes, Mbit/s.
 fn limit(loss: [f64; 3]) -> f64 {
-    LINKS.iter().zip(loss).map(|((rate, _), loss)| *rate as f64 * (1.0 - loss)).sum::<f64>() * GOOD
+    LINKS
+        .iter()
+        .zip(loss)
+        .map(|((rate, _), loss)| *rate as f64 * (1.0 - loss))
+        .sum::<f64>()
+        * GOOD
 }
 
 fn seconds(seconds: u64) -> Duration {
@@ -103,7 +108,9 @@ fn s2_three_lossy_links_hide_their_losses() {
             / sent.iter().map(|path| path.sent_packets).sum::<u64>() as f64;
         let on_their_way = lossy.ends[0].bond.stats().kept_bytes;
         let wasted = 1.0 - (flood.arrivals.len() * (MTU + 16) + on_their_way) as f64 / bytes as f64;
-        println!("S2, loss in bursts {bursts}: datagrams {datagrams:.3} of {limit:.1} Mbit/s, wasted {wasted:.3} at {lost:.3} loss");
+        println!(
+            "S2, loss in bursts {bursts}: datagrams {datagrams:.3} of {limit:.1} Mbit/s, wasted {wasted:.3} at {lost:.3} loss"
+        );
         let (_, steady) = inner_cubic(&mut world(loss, 2), limit);
         assert!(datagrams >= 0.95, "{datagrams}");
         assert!(wasted <= lost + 0.03, "{wasted}");
@@ -125,7 +132,11 @@ fn s4_the_silent_death_of_a_link_is_hardly_noticed() {
             three.run(seconds(10), &mut flood);
             let gap = flood.gap(seconds(2), seconds(10));
             gaps.push(gap.as_secs_f64() * 1000.0);
-            let left: f64 = (0..3).filter(|at| *at != dead).map(|at| LINKS[at].0 as f64).sum::<f64>() * GOOD;
+            let left: f64 = (0..3)
+                .filter(|at| *at != dead)
+                .map(|at| LINKS[at].0 as f64)
+                .sum::<f64>()
+                * GOOD;
             let during = flood.rate(seconds(4), seconds(7)) / left;
             let after = flood.rate(seconds(8), seconds(10)) / limit([0.0; 3]);
             let stats = three.ends[1].bond.stats();
@@ -224,7 +235,11 @@ fn s7_the_first_message_after_an_outage_of_all_links_comes_at_once() {
         three.silence(back, false, false);
         let returned = three.now;
         three.run(seconds(5 + outage + 5), &mut echo);
-        let first = echo.arrivals.iter().find(|at| **at > returned).expect("something arrives");
+        let first = echo
+            .arrivals
+            .iter()
+            .find(|at| **at > returned)
+            .expect("something arrives");
         let took = *first - returned;
         let allowed = ms(2 * 2 * LINKS[back].1 + 200);
         println!("S7: all dead for {outage} s, link {back} returns: first message after {took:.0?} of {allowed:.0?}");

@@ -231,7 +231,11 @@ impl<C: Controller> Sender<C> {
 
     /// Returns what is lost.
     pub(crate) fn on_timeout(&mut self, now: Duration) -> Vec<u64> {
-        let lost = if self.loss_at().is_some_and(|at| at <= now) { self.find_lost(now) } else { Vec::new() };
+        let lost = if self.loss_at().is_some_and(|at| at <= now) {
+            self.find_lost(now)
+        } else {
+            Vec::new()
+        };
         if self.probe_at().is_some_and(|at| at <= now) {
             self.timeouts += 1;
             self.last_sent = now;

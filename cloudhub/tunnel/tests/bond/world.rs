@@ -161,7 +161,9 @@ impl World {
     /// Which link a path of an end runs over.
     pub(crate) fn link_of(&self, end: usize, id: PathId) -> Option<usize> {
         let paths = &self.ends[end].paths;
-        paths.iter().position(|path| path.as_ref().is_some_and(|path| path.id == id))
+        paths
+            .iter()
+            .position(|path| path.as_ref().is_some_and(|path| path.id == id))
     }
 
     /// A link goes silent or comes back, each way.
@@ -172,7 +174,9 @@ impl World {
     }
 
     fn offer(&mut self, end: usize, path: usize, thing: Thing, bytes: usize) {
-        let Some(state) = &self.ends[end].paths[path] else { return };
+        let Some(state) = &self.ends[end].paths[path] else {
+            return;
+        };
         let id = state.id;
         let now = self.now.as_nanos() as u64;
         let Fate::Deliver { at, duplicate, corrupt } = self.links[path].ways[end].offer(now, bytes) else {
@@ -218,7 +222,9 @@ impl World {
         }
         for path in 0..self.links.len() {
             let now = self.now;
-            let acked = self.ends[end].paths[path].as_mut().and_then(|state| state.receiver.ack(now));
+            let acked = self.ends[end].paths[path]
+                .as_mut()
+                .and_then(|state| state.receiver.ack(now));
             if let Some(numbers) = acked {
                 self.offer(end, path, Thing::Ack(numbers), 70);
             }
@@ -303,7 +309,9 @@ impl World {
             return Some(end.frozen);
         }
         let paths = end.paths.iter().flatten();
-        let timers = paths.flat_map(|path| [path.sender.timeout(), path.receiver.due]).flatten();
+        let timers = paths
+            .flat_map(|path| [path.sender.timeout(), path.receiver.due])
+            .flatten();
         timers.chain(end.bond.poll_timeout()).min()
     }
 

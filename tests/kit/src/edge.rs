@@ -10,9 +10,11 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
+use linkem::run::Emulation;
 use nix::sys::signal::{self, Signal};
 use nix::unistd::Pid;
 use serde_json::Value;
@@ -442,6 +444,7 @@ disabled_plugins = ["io.containerd.snapshotter.v1.btrfs", "io.containerd.snapsho
         self.containerd = None;
         self.kill_all();
         self.holder = None;
+        self.site.uplinks().stop(self.number);
         self.site.remove_namespace(&self.role());
         let _ = fs::remove_dir_all(self.dir.join("run"));
     }
@@ -469,6 +472,16 @@ disabled_plugins = ["io.containerd.snapshotter.v1.btrfs", "io.containerd.snapsho
     pub fn reset(&mut self) -> Result<()> {
         self.power_off();
         self.boot()
+    }
+
+    /// The machine's emulated links, each to be killed, restored and counted by its name.
+    ///
+    /// # Panics
+    /// When it is off, or [`Uplinks::give`](crate::uplinks::Uplinks::give) gave it none.
+    #[must_use]
+    pub fn uplinks(&self) -> Arc<Emulation> {
+        let running = self.site.uplinks().running(self.number);
+        running.unwrap_or_else(|| panic!("{} has no emulated links", self.name))
     }
 
     /// Cuts or restores the machine's link.

@@ -6,6 +6,7 @@
 //! * [`Real`] is etcd and kube-apiserver alone, on loopback: what answers and controllers are compared with.
 //! * [`hub::Hub`] runs our cloudhub there, above that control plane or above its own embedded API.
 //! * [`edge::Edge`] is one machine: mount and network namespace, containerd, edgecore; it can be reset.
+//! * [`uplinks::Uplinks`] puts an edge behind emulated bad links in the place of its veth pair.
 //!
 //! Everything is killed by id when its owner is dropped; what a crashed test left is swept by the next one (see [`sweep`]).
 
@@ -23,6 +24,7 @@ pub mod site;
 pub mod suite;
 pub mod sweep;
 mod sys;
+pub mod uplinks;
 pub mod wait;
 pub mod yaml;
 

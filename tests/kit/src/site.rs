@@ -12,6 +12,7 @@ use anyhow::{Context, Result};
 
 use crate::process::run;
 use crate::sweep;
+use crate::uplinks::Uplinks;
 
 /// Prefix of everything that the kit makes on the machine: folders, namespaces, cgroups.
 pub const PREFIX: &str = "kt";
@@ -30,6 +31,7 @@ static NEXT: AtomicU32 = AtomicU32::new(0);
 pub struct Site {
     id: String,
     dir: PathBuf,
+    uplinks: Uplinks,
 }
 
 impl Site {
@@ -46,7 +48,11 @@ impl Site {
         );
         let dir = PathBuf::from("/tmp").join(&id);
         fs::create_dir_all(&dir).context("make the site's folder")?;
-        let site = Self { id, dir };
+        let site = Self {
+            id,
+            dir,
+            uplinks: Uplinks::default(),
+        };
         site.add_namespace("hub")?;
         run(Command::new("ip").args([
             "-n",
@@ -115,11 +121,20 @@ impl Site {
         let _ = run(Command::new("ip").args(["netns", "del", &self.namespace(role)]));
     }
 
-    /// Joins edge `number`'s namespace to the hub's, with the filter on the hub's end.
+    /// The emulated links of the edges that have some.
+    #[must_use]
+    pub fn uplinks(&self) -> &Uplinks {
+        &self.uplinks
+    }
+
+    /// Joins edge `number`'s namespace to the hub's, by its emulated links or else by a wire, with the filter on the hub's end.
     ///
     /// # Errors
     /// When iproute2 or nft fail.
     pub fn wire(&self, role: &str, number: u8) -> Result<()> {
+        if let Some(device) = self.uplinks.start(self, role, number)? {
+            return self.filter(&device);
+        }
         let (hub, edge) = (self.namespace("hub"), self.namespace(role));
         let link = format!("e{number}");
         // The kernel takes a dead machine's namespace, and with it the old pair, down in its own time.
@@ -164,11 +179,14 @@ impl Site {
         Ok(())
     }
 
-    /// Cuts or restores edge `number`'s wire.
+    /// Cuts or restores edge `number`'s wire, or all its emulated links.
     ///
     /// # Errors
     /// When iproute2 fails.
     pub fn set_link(&self, number: u8, up: bool) -> Result<()> {
+        if self.uplinks.set_all(number, up)? {
+            return Ok(());
+        }
         let state = if up { "up" } else { "down" };
         run(Command::new("ip").args([
             "-n",
@@ -184,6 +202,7 @@ impl Site {
 
 impl Drop for Site {
     fn drop(&mut self) {
+        self.uplinks.stop_all();
         if std::thread::panicking() || std::env::var_os("KEDGE_KEEP").is_some() {
             let kept = PathBuf::from("/tmp").join(format!("kept-{}", self.id));
             sweep::remove_site(&self.id, Some(&kept));

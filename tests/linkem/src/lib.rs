@@ -6,12 +6,13 @@
 //! Wire<T>     a Direction that also holds the packets until they are due: send, next_due, poll
 //! ```
 //!
-//! Time is nanoseconds since the scenario began; whoever calls owns the clock. The k-th packet's loss, jitter, corruption and duplication are
+//! [`run`] puts the model between real namespaces. Time is nanoseconds since the scenario began; whoever calls owns the clock. The k-th packet's loss, jitter, corruption and duplication are
 //! functions of (seed, k) alone, whatever the timing.
 
 mod direction;
 mod draw;
 mod rate;
+pub mod run;
 mod spec;
 mod trace;
 pub mod units;

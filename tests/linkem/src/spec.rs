@@ -398,6 +398,8 @@ pub enum Action {
     Up,
     /// The router forgets its mappings and shows another address and other ports from now on.
     Rebind,
+    /// The edge's device loses its IPv4 address and gets another, as by a new lease.
+    Readdress,
 }
 
 impl LinkSpec {

@@ -200,7 +200,11 @@ impl Default for Lte {
 const GRANTS: f64 = 0.4;
 
 impl Lte {
-    pub(crate) fn validate(&self) -> Result<(), SpecError> {
+    /// Refuses what makes no trace.
+    ///
+    /// # Errors
+    /// The first field that is wrong.
+    pub fn validate(&self) -> Result<(), SpecError> {
         let finite = |field, value: f64, most: f64| match value.is_finite() && (0.0..=most).contains(&value) {
             true => Ok(()),
             false => Err(SpecError::Number {

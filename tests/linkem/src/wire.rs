@@ -77,27 +77,25 @@ impl<T: Clone> Wire<T> {
             self.direction.overflow(bytes as u64);
             return Some(Cause::Queue);
         }
-        if let Some(due) = duplicate {
-            self.push(due.max(at), bytes, true, corrupt, packet.clone());
-        }
-        self.push(at, bytes, false, corrupt, packet);
-        None
-    }
-
-    fn push(&mut self, due: u64, bytes: usize, copy: bool, corrupt: bool, packet: T) {
-        // The original before its copy, when both are due at once.
-        let order = 2 * self.order + u64::from(copy);
-        self.order += u64::from(!copy);
         let (left_at, bytes) = (self.direction.left_at(), bytes as u64);
-        self.transit.push(Reverse(Transit {
-            due,
-            order,
-            left_at,
-            bytes,
-            copy,
-            corrupt,
-            packet,
-        }));
+        let transit = |due, order, copy, packet| {
+            Reverse(Transit {
+                due,
+                order,
+                left_at,
+                bytes,
+                copy,
+                corrupt,
+                packet,
+            })
+        };
+        if let Some(due) = duplicate {
+            self.transit
+                .push(transit(due.max(at), self.order + 1, true, packet.clone()));
+        }
+        self.transit.push(transit(at, self.order, false, packet));
+        self.order += 2;
+        None
     }
 
     /// When the next packet is due; silence may still swallow it.

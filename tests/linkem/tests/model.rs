@@ -347,6 +347,25 @@ fn scenarios_say_it_in_words_and_wrong_ones_are_refused_by_the_field() {
 }
 
 #[test]
+fn a_packet_that_the_queue_drops_moves_no_other_fate() {
+    let fates = |queue| {
+        let spec = DirectionSpec {
+            queue,
+            loss: Loss::in_bursts(0.2, 4.0),
+            ..fixed(1_000_000)
+        };
+        let mut direction = Direction::new(&spec, 9);
+        (0..2000).map(|k| direction.offer(k * 6 * MS, 1500)).collect::<Vec<_>>()
+    };
+    let (all, some) = (fates(Queue::Endless), fates(Queue::Size(4500)));
+    let kept = |fate: &&Fate| **fate != Fate::Drop(Cause::Queue);
+    assert!((900..1100).contains(&some.iter().filter(kept).count()));
+    for (one, other) in all.iter().zip(&some).filter(|(_, other)| kept(other)) {
+        assert_eq!(*one == Fate::Drop(Cause::Loss), *other == Fate::Drop(Cause::Loss));
+    }
+}
+
+#[test]
 fn packets_too_large_disappear_and_others_do_not() {
     let mut direction = Direction::new(
         &DirectionSpec {

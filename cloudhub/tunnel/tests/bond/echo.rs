@@ -50,7 +50,7 @@ fn message(number: u64, size: usize) -> Bytes {
 }
 
 fn number(message: &Bytes) -> u64 {
-    u64::from_be_bytes(message[..8].try_into().unwrap())
+    u64::from_be_bytes(message[..8].try_into().expect("eight bytes"))
 }
 
 impl Owner for Echo {

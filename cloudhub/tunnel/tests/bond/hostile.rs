@@ -207,7 +207,7 @@ fn messages_and_streams_beyond_their_limits_close_the_session() {
         vec![
             0x22,
             0,
-            0x40 | (n * 2 + 1 >> 8) as u8 & 0x3f,
+            0x40 | ((n * 2 + 1) >> 8) as u8 & 0x3f,
             (n * 2 + 1) as u8,
             0,
             1,

@@ -29,7 +29,7 @@ pub(crate) fn packet(protocol: u8, port: u16, number: u64, other: u64, size: usi
 
 /// Flow, number and the rest of what [`packet`] made.
 pub(crate) fn parse(packet: &Bytes) -> (u16, u64, u64) {
-    let number = |at: usize| u64::from_be_bytes(packet[at..at + 8].try_into().unwrap());
+    let number = |at: usize| u64::from_be_bytes(packet[at..at + 8].try_into().expect("eight bytes"));
     (u16::from_be_bytes([packet[20], packet[21]]), number(40), number(48))
 }
 

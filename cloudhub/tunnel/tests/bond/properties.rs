@@ -209,7 +209,7 @@ impl Shop {
     }
 
     fn message_came(&mut self, end: usize, payload: &Bytes) {
-        let number = u64::from_be_bytes(payload[..8].try_into().unwrap());
+        let number = u64::from_be_bytes(payload[..8].try_into().expect("eight bytes"));
         if !self.received[end].insert(number) {
             self.violations.push(format!("message {number} is delivered twice"));
         }
@@ -379,7 +379,7 @@ fn run(seed: u64, faults: Faults) -> Vec<String> {
     let mut rng = StdRng::seed_from_u64(seed);
     let count = rng.random_range(1..4);
     let links = (0..count).map(|path| some_link(&mut rng, seed * 8 + path)).collect();
-    let roomy = seed % 4 != 0;
+    let roomy = !seed.is_multiple_of(4);
     let configs = configs(faults).map(|config| match roomy {
         true => config,
         false => Config {
@@ -388,7 +388,7 @@ fn run(seed: u64, faults: Faults) -> Vec<String> {
         },
     });
     let mut world = World::new(links, configs);
-    let calm = seed % 5 == 0 && roomy;
+    let calm = seed.is_multiple_of(5) && roomy;
     let mut shop = Shop::new(seed, world.now, roomy);
     let chaos = shop.until;
     while world.now < chaos {

@@ -97,7 +97,12 @@ fn finish(world: &mut World, copy: &mut Copy, within: Duration) {
     while copy.done.is_none() && world.now < end {
         world.run(world.now + ms(100), copy);
     }
-    assert!(copy.done.is_some(), "{} of {SIZE} after {within:?}", copy.read);
+    let stats = world.ends[0].bond.path_stats();
+    assert!(
+        copy.done.is_some(),
+        "{} of {SIZE} after {within:?}: {stats:?}",
+        copy.read
+    );
     assert!(!copy.wrong && copy.read == SIZE);
     assert_eq!(world.violations, []);
 }

@@ -254,7 +254,7 @@ impl Shop {
                 .iter()
                 .map(|path| path.loss)
                 .fold(0.0, f64::max);
-            if calm && loss < 0.12 && lost > accepted / 50 {
+            if calm && loss < 0.12 && lost > accepted / 10 {
                 self.violations.push(format!(
                     "{lost} of {accepted} packets are lost though nothing goes silent"
                 ));
@@ -399,11 +399,11 @@ fn run(seed: u64, faults: Faults) -> Vec<String> {
         }
     }
     // One link of several may stay dead.
-    let dead = (count > 1 && rng.random_bool(0.4)).then(|| rng.random_range(0..count as usize));
+    let dead = (count > 1 && !calm && rng.random_bool(0.4)).then(|| rng.random_range(0..count as usize));
     for path in 0..world.links.len() {
         let silent = dead == Some(path);
         world.silence(path, silent, silent);
-        if !silent && (rng.random_bool(0.5) || !world.is_connected(path)) {
+        if !silent && !calm && (rng.random_bool(0.5) || !world.is_connected(path)) {
             world.connect(path);
         }
     }

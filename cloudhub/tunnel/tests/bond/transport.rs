@@ -158,12 +158,12 @@ impl<C: Controller> Sender<C> {
             self.in_flight -= bytes;
             self.delivered += bytes;
             acked.push(*number);
-            if self.largest.is_none_or(|have| have < *number) {
-                self.largest = Some(*number);
+            if Some(number) == numbers.last() && self.largest.is_none_or(|have| have < *number) {
                 self.latest = now - at;
                 self.variance = (self.variance * 3 + self.smoothed.abs_diff(self.latest)) / 4;
                 self.smoothed = (self.smoothed * 7 + self.latest) / 8;
             }
+            self.largest = self.largest.max(Some(*number));
             self.controller.on_ack(&Ack {
                 now,
                 sent_at: at,

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use tunnel::Priority;
-use tunnel::bond::{Bond, Carries, Config, Event, PathConfig, PathId, Read, Violation};
+use tunnel::bond::{Bond, Carries, Config, Event, Faults, PathConfig, PathId, Read, Violation};
 
 use crate::inner::packet;
 use crate::ms;
@@ -120,6 +120,23 @@ fn a_flood_of_what_must_wait_stays_within_the_budget() {
         }
         assert!(bond.stats().packets_delivered >= before + 10);
     }
+}
+
+/// The same check with the bound switched off: it sees.
+#[test]
+fn the_flood_check_catches_memory_without_a_bound() {
+    let faults = Faults {
+        memory_unbounded: true,
+        ..Faults::default()
+    };
+    let mut bond = bond(Config {
+        faults,
+        ..Config::hub()
+    });
+    let frames = |n: u32| datagram(n, (n % 4096) as u16, 1 + n / 4096 * 2, 2, &[0; 1300]);
+    // At most 200 ms pass: nothing is released by time.
+    assert_eq!(until_closed(&mut bond, 4000, frames), None);
+    assert!(bond.stats().held_bytes > 4_194_304 + 2000);
 }
 
 #[test]

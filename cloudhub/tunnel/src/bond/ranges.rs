@@ -52,7 +52,7 @@ impl RangeSet {
         if range.is_empty() {
             return;
         }
-        let at = self.ranges.partition_point(|have| have.end <= range.start);
+        let mut at = self.ranges.partition_point(|have| have.end <= range.start);
         while let Some(have) = self.ranges.get(at).cloned()
             && have.start < range.end
         {
@@ -62,7 +62,7 @@ impl RangeSet {
             }
             if have.start < range.start {
                 self.ranges.insert(at, have.start..range.start);
-                return;
+                at += 1;
             }
             if have.end > range.end {
                 return;

@@ -14,12 +14,15 @@
 //! - [`Session`] is a cloneable handle: an outbox and an inbox with bounds, and the paths that drain and fill them
 //!   - [`path::PathTransport`] is the seam: QUIC today, TLS over TCP or multipath later (`quic` implements it)
 //!   - [`liveness`] notices a dead peer (pure)
+//! - [`bond`] and [`congestion`]: several uplinks as one, pure; the driver that will run sessions over them comes next (README.md)
 //!
 //! On failure: a path that dies is dropped and its messages in flight are lost (relay repeats them); when the last path is
 //! gone, the session ends with [`CloseReason::LinkLost`] and the edge starts the next one with a higher epoch.
 
 pub mod attach;
 pub mod backoff;
+pub mod bond;
+pub mod congestion;
 mod edge;
 mod frame;
 #[doc(hidden)]

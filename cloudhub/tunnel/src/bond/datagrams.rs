@@ -1,0 +1,228 @@
+//! Packets of the IP tunnel on their way: kept from their first transmission until the peer has them or their time is over.
+//!
+//! Each has a number of its own (the peer drops what it has seen) beside its place in its flow. A packet that is larger than a
+//! path's datagram goes in two halves, cut in the middle whatever the path, so that each half can be repaired over any path.
+
+use std::collections::{BTreeSet, VecDeque};
+use std::time::Duration;
+
+use bytes::Bytes;
+
+use super::flow::Flows;
+use super::frame::{Order, Part};
+use super::path::{Loss, PathId};
+use super::violation::Violation;
+use crate::types::Priority;
+
+/// Later than this nobody waits for a packet any more: TCP has repeated it. The receiver's longest hold is the same.
+pub(crate) const LIFETIME: Duration = Duration::from_millis(400);
+/// Bytes of packets on their way: 150 Mbit/s for 200 ms. Then new ones wait.
+const MAX_KEPT: usize = 4 << 20;
+/// Packets on their way: half of the peer's window of numbers, so that it never takes a repair for something seen.
+const MAX_SPAN: usize = 32 * 1024;
+/// Losses of one packet that the peer may report: at 20 % loss one packet in 10^22 gets there.
+pub(crate) const MAX_ATTEMPTS: u8 = 32;
+
+#[derive(Debug)]
+struct Kept {
+    packet: Bytes,
+    flow: u16,
+    sequence: u32,
+    order: Order,
+    sent: Duration,
+    /// Halves that the peer has not acknowledged.
+    missing: u8,
+    /// Halves that are to be sent (again).
+    resend: u8,
+    resend_since: Duration,
+    lost_on: Option<PathId>,
+    attempts: u8,
+}
+
+/// A packet or a half of one, ready to be written.
+#[derive(Debug)]
+pub(crate) struct Piece {
+    pub(crate) number: u64,
+    pub(crate) flow: u16,
+    pub(crate) sequence: u32,
+    pub(crate) order: Order,
+    pub(crate) part: Part,
+    pub(crate) payload: Bytes,
+}
+
+/// What waits and what is on its way.
+#[derive(Debug, Default)]
+pub(crate) struct Datagrams {
+    pub(crate) flows: Flows,
+    base: u64,
+    kept: VecDeque<Option<Kept>>,
+    bytes: usize,
+    resend: BTreeSet<u64>,
+    /// Packets whose time was over before the peer had them.
+    pub(crate) expired: u64,
+    /// Halves and packets sent again.
+    pub(crate) repaired: u64,
+}
+
+impl Datagrams {
+    /// Whether a new packet may leave.
+    pub(crate) fn may_start(&self) -> bool {
+        self.bytes < MAX_KEPT && self.kept.len() < MAX_SPAN
+    }
+
+    /// Bytes kept for repair.
+    pub(crate) fn kept(&self) -> usize {
+        self.bytes
+    }
+
+    /// Lets the packet whose turn it is leave over a path that takes `room` bytes of it; None when not even half of it fits.
+    pub(crate) fn start(&mut self, now: Duration, priority: Priority, room: usize) -> Option<Piece> {
+        let size = self.flows.head(priority)?.0.packet.len();
+        if size.div_ceil(2) > room {
+            return None;
+        }
+        let leaving = self.flows.take(priority)?;
+        self.bytes += size;
+        self.kept.push_back(Some(Kept {
+            packet: leaving.packet,
+            flow: leaving.flow,
+            sequence: leaving.sequence,
+            order: leaving.order,
+            sent: now,
+            missing: 3,
+            resend: 3,
+            resend_since: now,
+            lost_on: None,
+            attempts: 0,
+        }));
+        let number = self.base + self.kept.len() as u64 - 1;
+        self.resend.insert(number);
+        self.piece(number, room)
+    }
+
+    /// The oldest packet that is to be repaired: since when, its bytes that are to be sent, and the path that lost it.
+    pub(crate) fn next_repair(&self) -> Option<(Duration, usize, Option<PathId>)> {
+        let number = *self.resend.first()?;
+        let kept = self.get(number)?;
+        let size = match kept.resend {
+            3 => kept.packet.len(),
+            _ => kept.packet.len().div_ceil(2),
+        };
+        Some((kept.resend_since, size, kept.lost_on))
+    }
+
+    /// A piece of the oldest packet that is to be repaired, of at most `room` bytes.
+    pub(crate) fn repair(&mut self, room: usize) -> Option<Piece> {
+        let number = *self.resend.first()?;
+        let piece = self.piece(number, room)?;
+        self.repaired += 1;
+        Some(piece)
+    }
+
+    /// The largest piece of a packet that fits.
+    fn piece(&mut self, number: u64, room: usize) -> Option<Piece> {
+        let kept = self.get_mut(number)?;
+        let middle = kept.packet.len().div_ceil(2);
+        let (part, range) = match kept.resend {
+            3 if kept.packet.len() <= room => (Part::Whole, 0..kept.packet.len()),
+            2 => (Part::Second, middle..kept.packet.len()),
+            _ => (Part::First, 0..middle),
+        };
+        if range.len() > room {
+            return None;
+        }
+        kept.resend &= !part.bits();
+        let piece = Piece {
+            number,
+            flow: kept.flow,
+            sequence: kept.sequence,
+            order: kept.order,
+            part,
+            payload: kept.packet.slice(range),
+        };
+        if kept.resend == 0 {
+            self.resend.remove(&number);
+        }
+        Some(piece)
+    }
+
+    /// The peer has a piece.
+    pub(crate) fn acked(&mut self, number: u64, part: Part) {
+        let Some(kept) = self.get_mut(number) else { return };
+        kept.missing &= !part.bits();
+        kept.resend &= kept.missing;
+        let (done, idle) = (kept.missing == 0, kept.resend == 0);
+        if idle {
+            self.resend.remove(&number);
+        }
+        if done {
+            self.forget(number);
+        }
+    }
+
+    /// A piece is lost.
+    pub(crate) fn lost(&mut self, loss: Loss, number: u64, part: Part) -> Result<(), Violation> {
+        let Some(kept) = self.get_mut(number) else {
+            return Ok(());
+        };
+        let again = part.bits() & kept.missing;
+        if again == 0 {
+            return Ok(());
+        }
+        kept.attempts = kept.attempts.saturating_add(u8::from(loss.reported));
+        if kept.attempts > MAX_ATTEMPTS {
+            return Err(Violation::NackStorm);
+        }
+        if kept.resend == 0 {
+            kept.resend_since = loss.now;
+        }
+        kept.lost_on = Some(loss.path);
+        kept.resend |= again;
+        self.resend.insert(number);
+        Ok(())
+    }
+
+    /// Forgets what is too old.
+    pub(crate) fn expire(&mut self, now: Duration) {
+        while let Some(first) = self.kept.front() {
+            if first
+                .as_ref()
+                .is_some_and(|kept| now.saturating_sub(kept.sent) <= LIFETIME)
+            {
+                break;
+            }
+            self.expired += u64::from(first.is_some());
+            self.resend.remove(&self.base);
+            self.forget(self.base);
+        }
+    }
+
+    /// When the oldest expires.
+    pub(crate) fn timeout(&self) -> Option<Duration> {
+        let first = self.kept.front()?.as_ref()?;
+        Some(first.sent + LIFETIME + Duration::from_millis(1))
+    }
+
+    fn forget(&mut self, number: u64) {
+        let place = number
+            .checked_sub(self.base)
+            .and_then(|place| usize::try_from(place).ok());
+        if let Some(kept) = place.and_then(|place| self.kept.get_mut(place)?.take()) {
+            self.bytes -= kept.packet.len();
+        }
+        while let Some(None) = self.kept.front() {
+            self.kept.pop_front();
+            self.base += 1;
+        }
+    }
+
+    fn get(&self, number: u64) -> Option<&Kept> {
+        let place = usize::try_from(number.checked_sub(self.base)?).ok()?;
+        self.kept.get(place)?.as_ref()
+    }
+
+    fn get_mut(&mut self, number: u64) -> Option<&mut Kept> {
+        let place = usize::try_from(number.checked_sub(self.base)?).ok()?;
+        self.kept.get_mut(place)?.as_mut()
+    }
+}

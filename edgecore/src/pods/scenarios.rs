@@ -434,7 +434,11 @@ async fn what_is_missing_is_waited_for_and_recovers() {
     node.runtime.fail_next("RunPodSandbox", ErrorKind::Other, "no network");
     node.put("sandbox", one());
     node.until_ready("sandbox").await;
-    assert!(node.reasons().contains(&"FailedCreatePodSandBox".to_owned()));
+    // Events are gathered for a moment before they are written.
+    node.until("sandbox error", 30, |n| {
+        n.reasons().contains(&"FailedCreatePodSandBox".to_owned())
+    })
+    .await;
     node.put(
         "never",
         pod(json!({"containers": [{"name": "main", "image": "gone.example/y:1", "imagePullPolicy": "Never"}]})),

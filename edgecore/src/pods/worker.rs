@@ -73,8 +73,6 @@ pub struct Worker {
     gone: bool,
     look_again: Vec<Duration>,
     finishing: bool,
-    /// What the runtime has of the pod may have changed since it was read.
-    stale: bool,
     /// Rows for the next commit.
     rows: Vec<Change>,
 }
@@ -111,7 +109,6 @@ impl Worker {
             gone: false,
             look_again: Vec::new(),
             finishing: false,
-            stale: true,
             rows: Vec::new(),
         }
     }
@@ -158,15 +155,6 @@ impl Worker {
     }
 
     fn take(&mut self, news: News) {
-        self.stale = match &news {
-            // Made without the runtime.
-            News::Job(outcome) => !matches!(
-                **outcome,
-                Outcome::Volumes(_) | Outcome::Refreshed(_) | Outcome::Image(..)
-            ),
-            News::Object | News::Objects => false,
-            News::Look | News::Hint => true,
-        } || self.stale;
         match news {
             News::Look => {}
             News::Hint => self.look_again(),
@@ -232,10 +220,7 @@ impl Worker {
 
     async fn step(&mut self) -> cri::Result<Option<Duration>> {
         let uid = self.pod.metadata.uid.clone();
-        if self.stale {
-            self.observed = Observed::read(&*self.shared.runtime, &uid, &self.observed).await?;
-            self.stale = false;
-        }
+        self.observed = Observed::read(&*self.shared.runtime, &uid, &self.observed).await?;
         let now = (self.shared.clock)();
         self.memory.note(&self.observed, now);
         self.learn_ids();
@@ -267,7 +252,6 @@ impl Worker {
         for action in plan.actions {
             if self.dispatch(action, now).await {
                 // Something went from the runtime: look again at once.
-                self.stale = true;
                 wake = Some(now.boottime);
             }
         }

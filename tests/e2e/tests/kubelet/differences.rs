@@ -1,0 +1,137 @@
+//! Where edgecore says something else than kubelet, each with its reason.
+
+/// What may differ: whose (a pod, `node`, `events`, …), where (the start of the path, after a `*` its end), and why.
+pub(crate) const DIFFERENCES: &[(&str, &str, &str)] = &[
+    (
+        "*",
+        "observedGeneration",
+        "the hub drops tolerationSeconds at binding, which is a change of the spec",
+    ),
+    (
+        "*",
+        "conditions*observedGeneration",
+        "the same, in each condition's observedGeneration",
+    ),
+    (
+        "*",
+        "containerStatuses[main].volumeMounts",
+        "repeats the spec, over a link that is paid by the byte",
+    ),
+    ("*", "initContainerStatuses[first].volumeMounts", "the same"),
+    (
+        "*",
+        "resources",
+        "pod-level resources (beta) belong to in-place resize, which is to come",
+    ),
+    ("*", "allocatedResources", "the same"),
+    (
+        "command",
+        "containerStatuses[main].state.terminated.startedAt",
+        "kubelet says 1970 of what never started",
+    ),
+    ("node", "metadata.name", "two nodes"),
+    (
+        "node",
+        "status.allocatable.memory",
+        "the kit's kubelet evicts nothing, and keeps nothing free for it",
+    ),
+    ("node", "status.allocatable.ephemeral-storage", "the same"),
+    ("node", "metadata.labels.kubernetes.io/hostname", "two nodes"),
+    ("node", "spec.podCIDR", "two nodes"),
+    ("node", "metadata.annotations.kedge.dev", "Kedge's own"),
+    ("node", "metadata.labels.kedge.dev", "Kedge's own"),
+    ("node", "status.conditions[EdgeConnected]", "Kedge's own"),
+    (
+        "node",
+        "status.addresses",
+        "InternalIP is the hub's, which serves this node's kubelet API, and there is no other",
+    ),
+    ("node", "status.daemonEndpoints", "the port at the hub"),
+    (
+        "node",
+        "metadata.annotations.volumes.kubernetes.io",
+        "no volume is attached by a controller",
+    ),
+    ("node", "status.allocatable.hugepages", "hugepages are not offered yet"),
+    ("node", "status.capacity.hugepages", "hugepages are not offered yet"),
+    (
+        "node",
+        "status.declaredFeatures",
+        "none of these is there; ExtendWebSocketsToKubelet must not be told (node-agent.md 1.10)",
+    ),
+    (
+        "node",
+        "status.nodeInfo.containerRuntimeVersion",
+        "the runtime's own words, with Debian's suffix",
+    ),
+    ("node", "status.nodeInfo.kubeletVersion", "ours is behind it"),
+    ("/metrics/resource", "container_swap", "swap is not accounted yet"),
+    ("/metrics/resource", "node_swap", "swap is not accounted yet"),
+    ("/metrics/resource", "pod_swap", "swap is not accounted yet"),
+    (
+        "/stats/summary",
+        "node.cpu",
+        "PSI is to come; a rate needs a second look",
+    ),
+    ("/stats/summary", "node.io", "PSI is to come"),
+    (
+        "/stats/summary",
+        "node.memory",
+        "PSI, faults and RSS of the node are to come",
+    ),
+    (
+        "/stats/summary",
+        "node.network",
+        "nothing of Kubernetes reads it from here",
+    ),
+    ("/stats/summary", "node.runtime", "image garbage collection is to come"),
+    ("/stats/summary", "node.swap", "swap is not accounted yet"),
+    (
+        "/stats/summary",
+        "node.systemContainers",
+        "edgecore does not manage system cgroups",
+    ),
+    (
+        "/stats/summary",
+        "pod.cpu",
+        "PSI is to come; a rate needs a second look",
+    ),
+    ("/stats/summary", "pod.io", "PSI is to come"),
+    (
+        "/stats/summary",
+        "pod.memory",
+        "PSI, faults and the limit of the pod's cgroup are to come",
+    ),
+    ("/stats/summary", "pod.swap", "swap is not accounted yet"),
+    ("/stats/summary", "pod.volume", "eviction by it is to come"),
+    ("/stats/summary", "pod.ephemeral-storage", "eviction by it is to come"),
+    (
+        "/stats/summary",
+        "pod.containers[main]",
+        "logs' and layers' sizes come with eviction, swap is not accounted yet",
+    ),
+    (
+        "/pods",
+        "metadata.annotations.kubernetes.io/config",
+        "kubelet's marks of where a pod came from: here there is one source",
+    ),
+    (
+        "/pods",
+        "metadata.resourceVersion",
+        "not sent over the link, where each version would be a change",
+    ),
+    ("/pods", "spec.tolerations", "autonomy: no time limit"),
+    ("/pods", "status.allocatedResources", "see the pods' own"),
+    ("/pods", "status.resources", "see the pods' own"),
+    (
+        "/pods",
+        "status.containerStatuses[main].volumeMounts",
+        "see the pods' own",
+    ),
+    ("/configz", "", "each its own configuration, under its own name"),
+    (
+        "events",
+        "Normal Pulled: Container image",
+        "KubeletEnsureSecretPulledImages is off here: a robot that is away could not check",
+    ),
+];

@@ -19,7 +19,7 @@ const PER_CONNECTION: usize = 100;
 pub type Error = Box<dyn std::error::Error + Send + Sync>;
 
 /// A watch's place on a connection; the place is free again when this is dropped.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub struct Place {
     _held: Arc<()>,
 }

@@ -154,14 +154,8 @@ fn survives_resets(hub: &mut Hub, edge: &mut Edge) {
             expected = edge.settled_resources(START).expect("resources");
         }
     }
-    wait_for("nothing more than after the second reset", START, || {
-        match edge.resources() {
-            Ok(now) if now == expected => State::Done(()),
-            Ok(now) => State::Not(format!("{now:?} instead of {expected:?}")),
-            Err(error) => State::Not(error.to_string()),
-        }
-    })
-    .unwrap_or_else(|e| panic!("{e}\n{}", edge.tail()));
+    edge.wait_resources(&expected, START)
+        .unwrap_or_else(|e| panic!("after the second reset: {e}\n{}", edge.tail()));
     hub.restart().expect("the hub is back");
     for pod in ["web", "httpd"] {
         let pod = ready(hub, edge, pod);

@@ -467,12 +467,6 @@ fn resets_leak_nothing_and_damaged_cni_results_keep_no_pod_from_starting() {
             expected = edge.settled_resources(START).expect("resources");
         }
     }
-    wait_for("nothing more than after the second reset", START, || {
-        match edge.resources() {
-            Ok(now) if now == expected => State::Done(()),
-            Ok(now) => State::Not(format!("{now:?} instead of {expected:?}")),
-            Err(error) => State::Not(error.to_string()),
-        }
-    })
-    .unwrap_or_else(|e| panic!("{e}\n{}", edge.tail()));
+    edge.wait_resources(&expected, START)
+        .unwrap_or_else(|e| panic!("after the second reset: {e}\n{}", edge.tail()));
 }

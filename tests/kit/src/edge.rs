@@ -193,6 +193,19 @@ impl<'a> Edge<'a> {
         Ok(settled)
     }
 
+    /// Waits until [`Edge::resources`] are `expected` again.
+    ///
+    /// # Errors
+    /// When they are not after `limit`.
+    pub fn wait_resources(&self, expected: &BTreeMap<&'static str, usize>, limit: Duration) -> Result<()> {
+        wait_for("nothing more than expected", limit, || match self.resources() {
+            Ok(now) if now == *expected => State::Done(()),
+            Ok(now) => State::Not(format!("{now:?} instead of {expected:?}")),
+            Err(error) => State::Not(error.to_string()),
+        })?;
+        Ok(())
+    }
+
     /// Leaves of a sandbox's CNI result what a power cut leaves: half of it, or nothing.
     ///
     /// # Errors

@@ -19,7 +19,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
 use crate::admin::{Admin, AdminError, Pages};
-use crate::config::{self, EdgecoreConfig};
+use crate::config::{self, EdgecoreConfig, UplinkConfig};
 use crate::edgehub::EdgeHub;
 use crate::kubelet_api::KubeletApi;
 use crate::kubelet_api::pods::PodSource;
@@ -131,7 +131,7 @@ pub async fn build(config: EdgecoreConfig) -> Result<App, AppError> {
     let pages = Pages {
         config: json!(*config),
         node: node_info,
-        debug: debug_pages(&store, sessions, views),
+        debug: debug_pages(&store, config.uplinks.clone(), sessions, views),
     };
     supervisor.forever("admin", Admin::bind(&config.admin_socket, pages)?.run());
     Ok(App {
@@ -280,6 +280,7 @@ async fn open_store(config: &EdgecoreConfig) -> Result<(Store, bool), AppError> 
 
 fn debug_pages(
     store: &Store,
+    uplinks: Vec<UplinkConfig>,
     sessions: watch::Receiver<Option<tunnel::Session>>,
     views: watch::Receiver<Arc<Vec<pods::PodView>>>,
 ) -> Vec<(&'static str, crate::admin::Source)> {
@@ -289,6 +290,8 @@ fn debug_pages(
         json!({"namespace": m("namespace"), "name": m("name"), "uid": m("uid"), "phase": entry.status["phase"], "podIP": entry.status["podIP"]})
     };
     let list = move || pods.pods().into_iter().map(pod).collect();
+    let paths = sessions.clone();
+    let paths = move || crate::edgehub::paths::report(&uplinks, paths.borrow().as_ref());
     let session = move || {
         let one = |session: &tunnel::Session| {
             let peer = session.peer();
@@ -305,6 +308,7 @@ fn debug_pages(
     let objects = store.clone();
     vec![
         ("objects", Box::new(move || crate::edgehub::held_versions(&objects))),
+        ("paths", Box::new(paths)),
         ("pods", Box::new(list)),
         ("sessions", Box::new(session)),
         ("workers", Box::new(workers)),

@@ -259,6 +259,9 @@ pub struct UplinkConfig {
     /// The network device that its packets leave by; none: the default route.
     #[serde(default)]
     pub device: Option<String>,
+    /// Each byte costs: an idle link is asked every 25 s whether it is there, not every 8.
+    #[serde(default)]
+    pub metered: bool,
 }
 
 /// The Kubernetes API as pods see it.

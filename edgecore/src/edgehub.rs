@@ -11,6 +11,7 @@
 mod api;
 mod clock;
 mod outbox;
+pub mod paths;
 mod rows;
 mod session;
 
@@ -22,7 +23,7 @@ use metastore::Store;
 use tokio::sync::watch;
 use tunnel::{ClockFloor, Edge, EdgeConfig, Session};
 
-use crate::config::EdgecoreConfig;
+use crate::config::{EdgecoreConfig, UplinkConfig};
 use crate::kubelet_api::KubeletApi;
 use crate::node::boottime;
 use crate::node::conditions::HubFlags;
@@ -165,7 +166,7 @@ impl EdgeHub {
     fn try_edge(&self) -> Result<Edge, EdgeError> {
         let pki = Pki::new(&self.config.pki_dir);
         let identity = pki.load()?;
-        let uplinks = self.config.uplinks.iter();
+        let uplinks = self.config.uplinks.iter().map(uplink).collect();
         let config = EdgeConfig {
             node: identity.node.clone(),
             hubs: self.config.hub.addresses.clone(),
@@ -179,12 +180,7 @@ impl EdgeHub {
             epochs: Arc::new(rows::Epochs::new(self.store.clone())),
             boot_id: crate::node::machine::identity().boot_id,
             agent: self.agent.clone(),
-            uplinks: uplinks
-                .map(|u| tunnel::Uplink {
-                    name: u.name.clone(),
-                    device: u.device.clone(),
-                })
-                .collect(),
+            uplinks: watch::channel(uplinks).1,
             clock_floor: self.floor.clone(),
         };
         Ok(Edge::new(config)?)
@@ -249,6 +245,13 @@ impl EdgeHub {
             }
             changed
         });
+    }
+}
+
+fn uplink(config: &UplinkConfig) -> tunnel::Uplink {
+    tunnel::Uplink {
+        metered: config.metered,
+        ..tunnel::Uplink::new(&config.name, config.device.as_deref())
     }
 }
 

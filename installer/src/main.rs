@@ -1,7 +1,7 @@
 //! `kedge`: the command for who runs a fleet (with a kubeconfig) and for who sits at a machine.
 //!
 //! - with a kubeconfig: `token`, `node`, `ca`, `adopt`; everything goes through the Kubernetes API, never past it
-//! - on a machine: `join`, `reset`, `check`, `up`
+//! - on a machine: `join`, `reset`, `check`, `links`, `up`
 //!
 //! Exit status: 0 done, 1 refused or failed (the reason on stderr), 2 wrong usage.
 
@@ -11,6 +11,7 @@ mod ca;
 mod check;
 mod files;
 mod join;
+mod links;
 mod node;
 mod pinned;
 mod reset;
@@ -52,6 +53,8 @@ enum Command {
     Reset(reset::Args),
     /// See whether this machine has what edgecore needs
     Check(check::Args),
+    /// Show over which uplinks this machine reaches its hub, and how good each is
+    Links(links::Args),
     /// Start an embedded hub and one node on this machine, or remove them again (installer/up calls this)
     Up(up::Args),
     /// Run one service where there is no systemd
@@ -87,6 +90,7 @@ async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Join(args) => join::run(args).await?,
         Command::Reset(args) => reset::run(&args)?,
         Command::Check(args) => return check::run(&args).await,
+        Command::Links(args) => links::run(args).await?,
         Command::Up(args) => up::run(args).await?,
         Command::Supervise(args) => up::supervise::run(args).await?,
     }

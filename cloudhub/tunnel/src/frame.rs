@@ -49,6 +49,15 @@ pub(crate) struct Attach {
     /// Random, made at the start of the edge's process; empty = unknown.
     #[prost(string, tag = "6")]
     pub(crate) agent: String,
+    /// The path's number in its session, below 256.
+    #[prost(uint32, tag = "7")]
+    pub(crate) path: u32,
+    /// One more path of a session that was welcomed over another: never the start of one.
+    #[prost(bool, tag = "8")]
+    pub(crate) joins: bool,
+    /// How often the edge asks whether the idle path is there; 0 = every 8 s.
+    #[prost(uint32, tag = "9")]
+    pub(crate) ping_seconds: u32,
 }
 
 /// The hub takes the session.
@@ -127,6 +136,9 @@ mod tests {
             uplink: "lte0".to_owned(),
             local_address: String::new(),
             agent: String::new(),
+            path: 0,
+            joins: false,
+            ping_seconds: 0,
         })
     }
 

@@ -20,6 +20,9 @@ pub async fn examples() -> Vec<Vec<u8>> {
         uplink: "lte0".to_owned(),
         local_address: "192.0.2.1:4000".to_owned(),
         agent: "1-2".to_owned(),
+        path: 3,
+        joins: true,
+        ping_seconds: 25,
     };
     let welcome = WelcomeFrame {
         hub_instance: vec![9; 16],

@@ -18,10 +18,14 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout};
 
-use crate::attach::{Decision, SessionKey, decide};
+use crate::attach::{Decision, Newcomer, SessionKey, decide};
+use crate::bond::{Carries, Config, PathId};
+use crate::congestion::controller::Told;
+use crate::driver::PathInfo;
 use crate::frame::{self, Control, RefusedFrame, WelcomeFrame};
 use crate::keys::QuicKeys;
-use crate::path::PathTransport;
+use crate::liveness::PING_INTERVAL;
+use crate::path::PathControl;
 use crate::quic::{self, QuicPath};
 use crate::session::{Inner, Session};
 use crate::tls::{self, Admission, PeerCertificate, TlsError};
@@ -46,6 +50,8 @@ const RETRY_ABOVE: usize = 256;
 const ACCEPT_BACKLOG: usize = 256;
 /// How long the last packets of a goodbye may take.
 const DRAIN_WITHIN: Duration = Duration::from_secs(1);
+/// The longest silence that an edge may announce: QUIC's own limit is 60 s.
+const MAX_PING_INTERVAL: Duration = Duration::from_secs(50);
 /// Longest boot id or uplink name in bytes.
 const MAX_NAME: usize = 64;
 
@@ -129,7 +135,7 @@ impl Hub {
         let socket = transport::socket(config.listen, None).map_err(bind)?;
         let endpoint = Endpoint::new(
             config.keys.endpoint_config(),
-            Some(server),
+            Some(server.clone()),
             socket,
             Arc::new(quinn::TokioRuntime),
         )
@@ -137,6 +143,8 @@ impl Hub {
         let local_addr = endpoint.local_addr().map_err(bind)?;
         let (accepted, sessions) = mpsc::channel(ACCEPT_BACKLOG);
         let shared = Arc::new(Shared {
+            server,
+            sessions: Mutex::default(),
             hub_instance: config.hub_instance,
             addresses: config.addresses,
             limits: config.limits,
@@ -202,6 +210,9 @@ struct Table {
 }
 
 struct Shared {
+    server: quinn::ServerConfig,
+    /// One task a session; those of its paths are the connections'.
+    sessions: Mutex<JoinSet<()>>,
     hub_instance: [u8; 16],
     addresses: Vec<String>,
     limits: Limits,
@@ -235,24 +246,34 @@ impl Shared {
         }
     }
 
+    fn bond(&self) -> Config {
+        Config {
+            max_peer_streams: self.limits.max_streams as usize,
+            ..Config::hub()
+        }
+    }
+
     /// Decides about a newcomer and puts it into the table; `beaten` is the session that did not answer its challenge.
-    fn claim(&self, peer: &PeerInfo, beaten: Option<u64>) -> Claim {
+    fn claim(&self, peer: &PeerInfo, joins: bool, beaten: Option<u64>) -> Claim {
         let mut table = self.table();
         if let Some(refusal) = table.quarantine(&peer.node) {
             return Claim::Refused(refusal);
         }
         let live = table.live.get(&peer.node).filter(|live| !live.is_closed()).cloned();
-        let newcomer = key_of(peer);
+        let newcomer = Newcomer {
+            key: key_of(peer),
+            joins,
+        };
         let decision = decide(live.as_ref().map(|live| key_of(&live.peer)).as_ref(), &newcomer);
         match (decision, live) {
             (Decision::AddPath, Some(live)) => Claim::Joined(live),
             (Decision::Challenge, Some(live)) if beaten != Some(live.id) => Claim::Challenge(live),
             (Decision::RefuseStale { current_epoch }, _) => Claim::Refused(RefusedFrame {
-                reason: format!("epoch {} is below the live session's", peer.epoch),
+                reason: format!("the session of epoch {} is over", peer.epoch),
                 current_epoch: Some(current_epoch),
             }),
             (_, replaced) => {
-                let session = Inner::new(peer.clone(), self.welcome());
+                let session = Inner::new(peer.clone(), self.welcome(), self.bond());
                 table.live.insert(peer.node.clone(), session.clone());
                 Claim::Started(session, replaced)
             }
@@ -279,6 +300,20 @@ impl Shared {
         };
         live.close(reason_of(&refusal), true);
         refusal
+    }
+
+    /// Starts a session that has its first path.
+    async fn start(&self, session: &Arc<Inner>) {
+        let peer = &session.peer;
+        tracing::info!(node = peer.node, epoch = peer.epoch, uplink = peer.uplink, remote = %peer.remote, "session attached");
+        {
+            let mut sessions = self.sessions.lock().unwrap_or_else(PoisonError::into_inner);
+            while sessions.try_join_next().is_some() {}
+            sessions.spawn(run_session(session.clone()));
+        }
+        if self.accepted.send(Session::new(session.clone())).await.is_err() {
+            session.close(CloseReason::Local, true);
+        }
     }
 
     /// Removes this very session.
@@ -354,11 +389,13 @@ async fn accept_connections(endpoint: Endpoint, shared: Arc<Shared>) {
 /// One connection, from its first packet to its end.
 async fn serve(incoming: Incoming, shared: Arc<Shared>, permit: OwnedSemaphorePermit) {
     let remote = incoming.remote_address();
-    let Some((connection, certificate)) = shake_hands(incoming, &shared).await else {
+    let told = Told::default();
+    let Some((connection, certificate)) = shake_hands(incoming, &shared, &told).await else {
         return;
     };
     let node = certificate.node.clone();
-    let (peer, control) = match timeout(ATTACH_WITHIN, read_attach(&connection, &node)).await {
+    let attached = timeout(ATTACH_WITHIN, read_attach(&connection, &node)).await;
+    let (newcomer, control) = match attached {
         Ok(Ok(attached)) => attached,
         Ok(Err(error)) => {
             tracing::info!(node, %remote, error = %error, "no usable Attach");
@@ -367,20 +404,22 @@ async fn serve(incoming: Incoming, shared: Arc<Shared>, permit: OwnedSemaphorePe
         Err(_) => return refuse_at_once(&connection, "no Attach in time".to_owned()),
     };
     drop(permit);
-    let session = match attach(&shared, &peer, &certificate).await {
-        Ok(attached) => attached,
+    let session = match attach(&shared, &newcomer, &certificate).await {
+        Ok(session) => session,
         Err(refusal) => {
             tracing::warn!(node, %remote, reason = refusal.reason, "refused a session");
             return refuse(&connection, control, refusal).await;
         }
     };
-    run(&shared, connection, control, session).await;
+    let path = QuicPath::new(connection, told, control);
+    run(&shared, &path, newcomer.path, session).await;
 }
 
 /// The handshake, and whether the certificate is let in.
-async fn shake_hands(incoming: Incoming, shared: &Shared) -> Option<(Connection, PeerCertificate)> {
+async fn shake_hands(incoming: Incoming, shared: &Shared, told: &Told) -> Option<(Connection, PeerCertificate)> {
     let remote = incoming.remote_address();
-    let connecting = incoming.accept().ok()?;
+    let config = transport::hub_connection(&shared.server, told);
+    let connecting = incoming.accept_with(config).ok()?;
     let connection = match timeout(HANDSHAKE_WITHIN, connecting).await {
         Ok(Ok(connection)) => connection,
         Ok(Err(error)) => {
@@ -424,7 +463,14 @@ fn peer_certificate(connection: &Connection) -> Result<PeerCertificate, String> 
     PeerCertificate::parse(first).map_err(|error| error.to_string())
 }
 
-async fn read_attach(connection: &Connection, node: &str) -> Result<(PeerInfo, (SendStream, RecvStream)), String> {
+/// One more path, and the session that it names.
+struct Attached {
+    peer: PeerInfo,
+    joins: bool,
+    path: PathInfo,
+}
+
+async fn read_attach(connection: &Connection, node: &str) -> Result<(Attached, (SendStream, RecvStream)), String> {
     let (writer, mut reader) = connection.accept_bi().await.map_err(|error| error.to_string())?;
     let Control::Attach(attach) = frame::read(&mut reader).await.map_err(|error| error.to_string())? else {
         return Err("the first frame is not Attach".to_owned());
@@ -439,6 +485,16 @@ async fn read_attach(connection: &Connection, node: &str) -> Result<(PeerInfo, (
             return Err(format!("{field} has more than {MAX_NAME} bytes"));
         }
     }
+    let number = u8::try_from(attach.path).map_err(|_| "path must be below 256".to_owned())?;
+    let path = PathInfo {
+        id: PathId(number),
+        uplink: attach.uplink.clone(),
+        ping_interval: match attach.ping_seconds {
+            0 => PING_INTERVAL,
+            seconds => Duration::from_secs(seconds.into()).min(MAX_PING_INTERVAL),
+        },
+        carries: Carries::ALL,
+    };
     let peer = PeerInfo {
         node: node.to_owned(),
         incarnation: attach
@@ -453,18 +509,23 @@ async fn read_attach(connection: &Connection, node: &str) -> Result<(PeerInfo, (
         remote: connection.remote_address(),
         local_addr_of_peer: attach.local_address.parse().ok(),
     };
-    Ok((peer, (writer, reader)))
+    let attached = Attached {
+        peer,
+        joins: attach.joins,
+        path,
+    };
+    Ok((attached, (writer, reader)))
 }
 
 /// The session that this path belongs to, and whether it is new.
 async fn attach(
     shared: &Shared,
-    peer: &PeerInfo,
+    newcomer: &Attached,
     certificate: &PeerCertificate,
 ) -> Result<(Arc<Inner>, bool), RefusedFrame> {
     let mut beaten = None;
     let attached = loop {
-        match shared.claim(peer, beaten) {
+        match shared.claim(&newcomer.peer, newcomer.joins, beaten) {
             Claim::Refused(refusal) => return Err(refusal),
             Claim::Joined(session) => break (session, false),
             Claim::Challenge(live) => {
@@ -493,6 +554,12 @@ async fn attach(
     Ok(attached)
 }
 
+async fn run_session(session: Arc<Inner>) {
+    session.clone().run().await;
+    let reason = Session::new(session.clone()).closed().await.reason;
+    tracing::info!(node = session.peer.node, epoch = session.peer.epoch, %reason, "session over");
+}
+
 /// Says why on the control stream and waits until the edge has read it.
 async fn refuse(connection: &Connection, mut control: (SendStream, RecvStream), refusal: RefusedFrame) {
     let reason = reason_of(&refusal);
@@ -502,34 +569,22 @@ async fn refuse(connection: &Connection, mut control: (SendStream, RecvStream), 
     quic::close(connection, &reason);
 }
 
-async fn run(
-    shared: &Shared,
-    connection: Connection,
-    mut control: (SendStream, RecvStream),
-    (session, new): (Arc<Inner>, bool),
-) {
+async fn run(shared: &Shared, path: &Arc<QuicPath>, info: PathInfo, (session, new): (Arc<Inner>, bool)) {
+    let id = info.id;
     let welcome = welcome_frame(&shared.welcome());
-    if frame::write(&mut control.0, Control::Welcome(welcome)).await.is_err() {
+    if !path.welcome(welcome).await || !session.add_path(info, path.clone()) {
+        path.close(&CloseReason::LinkLost);
         if new {
             session.close(CloseReason::LinkLost, false);
             shared.remove(&session);
         }
         return;
     }
-    let path: Arc<dyn PathTransport> = QuicPath::new(connection, control);
-    let id = session.add_path(path.clone());
     if new {
-        let peer = &session.peer;
-        tracing::info!(node = peer.node, epoch = peer.epoch, uplink = peer.uplink, remote = %peer.remote, "session attached");
-        if shared.accepted.send(Session::new(session.clone())).await.is_err() {
-            session.close(CloseReason::Local, true);
-        }
+        shared.start(&session).await;
     }
-    session.clone().run_path(id, path).await;
-    if session.is_closed() {
+    if session.run_path(id, path.as_ref()).await {
         shared.remove(&session);
-        let reason = Session::new(session.clone()).closed().await.reason;
-        tracing::info!(node = session.peer.node, epoch = session.peer.epoch, %reason, "session over");
     }
 }
 

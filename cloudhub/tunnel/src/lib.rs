@@ -10,25 +10,28 @@
 //! - [`Hub`] owns the UDP socket, one task per connection and the table of live sessions (`hub`)
 //!   - [`attach`] decides what a newcomer's Attach does to the node's session (pure)
 //!   - [`Admission`] judges every certificate after every handshake
-//! - [`Edge`] owns the attempts to reach a hub: sockets bound to uplinks, back-off, epochs (`edge`)
-//! - [`Session`] is a cloneable handle: an outbox and an inbox with bounds, and the paths that drain and fill them
+//! - [`Edge`] owns the attempts to reach a hub and the paths of its session: sockets bound to uplinks, back-off, epochs (`edge`)
+//! - [`Session`] is a cloneable handle: an outbox and an inbox with bounds, and the bond between them
+//!   - `driver` runs the [`bond`] (pure): several paths as one, what one loses goes over another
 //!   - [`path::PathTransport`] is the seam: QUIC today, TLS over TCP or multipath later (`quic` implements it)
-//!   - [`liveness`] notices a dead peer (pure)
-//! - [`bond`] and [`congestion`]: several uplinks as one, pure; the driver that will run sessions over them comes next (README.md)
+//!   - [`congestion`] says how much a path takes, [`liveness`] whether anybody is there (both pure)
 //!
-//! On failure: a path that dies is dropped and its messages in flight are lost (relay repeats them); when the last path is
-//! gone, the session ends with [`CloseReason::LinkLost`] and the edge starts the next one with a higher epoch.
+//! On failure: what a path carried when it died goes over the others; when the last path is gone, or nothing is heard on any, the session
+//! ends with [`CloseReason::LinkLost`] and the edge starts the next one with a higher epoch.
 
 pub mod attach;
 pub mod backoff;
 pub mod bond;
+pub mod clock;
 pub mod congestion;
+mod driver;
 mod edge;
 mod frame;
 #[doc(hidden)]
 pub mod fuzzing;
 mod hub;
 mod keys;
+mod lane;
 pub mod liveness;
 pub mod path;
 mod queue;
@@ -38,6 +41,7 @@ pub mod tls;
 mod transport;
 mod types;
 
+pub use driver::PathReport;
 pub use edge::{ConnectError, Edge, EdgeConfig, EpochSource, Uplink};
 pub use hub::{Hub, HubConfig, HubError};
 pub use keys::QuicKeys;

@@ -1,36 +1,42 @@
-//! When a silent peer counts as dead. [`Liveness`] is pure; [`watch`] feeds it from a path's counters.
+//! When a silent peer counts as dead. [`Liveness`] is pure; the task that runs a path feeds it from the path's counters.
 //!
-//! The edge's transport sends a PING after 8 s without a word ([`PING_INTERVAL`]) and repeats it while unanswered. Who has
-//! asked something (a PING, data) and hears nothing for [`ANSWER_WITHIN`], or hears nothing at all for [`SILENCE`], gives up:
-//! a dead hub is noticed within 10 s, under traffic within 2 s.
+//! The edge's transport sends a PING after a while without a word ([`PING_INTERVAL`], on a metered uplink [`PING_INTERVAL_METERED`]) and
+//! repeats it while unanswered. Who has asked something (a PING, data) and hears nothing for [`ANSWER_WITHIN`] suspects the path; who
+//! hears nothing at all for the interval and [`OVERDUE`] takes it for dead: a dead hub is noticed within 10 s.
 
 use std::time::Duration;
 
-use crate::path::{Counters, PathTransport};
+use crate::path::Counters;
 
 /// Idle time after which the edge asks. With its ACK it is about 118 B, 1.3 MB a day.
 pub const PING_INTERVAL: Duration = Duration::from_secs(8);
+/// The same where each byte costs: 0.4 MB a day.
+pub const PING_INTERVAL_METERED: Duration = Duration::from_secs(25);
 /// An answer takes one round trip; 1.5 s leaves room for two repeated probes, and 8 + 0.5 + 1.5 s is the promised 10.
 pub const ANSWER_WITHIN: Duration = Duration::from_millis(1500);
 /// Four round trips, where the link is slower than [`ANSWER_WITHIN`] assumes.
 const ANSWER_WITHIN_RTTS: u32 = 4;
-/// Nothing heard for so long: the peer's PING is 2 s overdue.
-pub const SILENCE: Duration = Duration::from_secs(10);
+/// How late the peer's PING may be.
+pub const OVERDUE: Duration = Duration::from_secs(2);
 /// How often the counters are read: half a second of the 10.
-const TICK: Duration = Duration::from_millis(500);
+pub(crate) const TICK: Duration = Duration::from_millis(500);
 
 /// Whether the peer lives.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict {
     /// It answers, or had no reason to.
     Alive,
-    /// It does not answer any more.
-    Dead,
+    /// It was asked and has not answered.
+    Unanswered,
+    /// Nothing at all has been heard for too long.
+    Silent,
 }
 
 /// What is known of the peer's answers; time is monotonic, from any origin.
 #[derive(Clone, Debug)]
 pub struct Liveness {
+    now: Duration,
+    silence: Duration,
     received: u64,
     heard_at: Duration,
     eliciting: u64,
@@ -38,47 +44,39 @@ pub struct Liveness {
 }
 
 impl Liveness {
-    /// Starts with a peer that has just been heard.
-    pub fn new(now: Duration, counters: Counters) -> Self {
+    /// Starts at time 0 with a peer that has just been heard and pings, or is pinged, at this interval.
+    pub fn new(ping_interval: Duration, counters: Counters) -> Self {
         Self {
+            now: Duration::ZERO,
+            silence: ping_interval + OVERDUE,
             received: counters.received,
-            heard_at: now,
+            heard_at: Duration::ZERO,
             eliciting: counters.eliciting,
             asked_at: None,
         }
     }
 
-    /// Looks at the counters again.
-    pub fn observe(&mut self, now: Duration, counters: Counters) -> Verdict {
+    /// Looks at the counters again, so long after the last look. A look that comes late counts for two ticks at most: while this
+    /// process was starved or stopped, it could not have heard the answer.
+    pub fn observe(&mut self, elapsed: Duration, counters: Counters) -> Verdict {
+        self.now += elapsed.min(TICK * 2);
         if counters.received != self.received {
-            *self = Self::new(now, counters);
+            self.received = counters.received;
+            self.heard_at = self.now;
+            self.eliciting = counters.eliciting;
+            self.asked_at = None;
             return Verdict::Alive;
         }
         if counters.eliciting != self.eliciting && self.asked_at.is_none() {
-            self.asked_at = Some(now);
+            self.asked_at = Some(self.now);
         }
         let answer_within = ANSWER_WITHIN.max(counters.rtt * ANSWER_WITHIN_RTTS);
-        let unanswered = self.asked_at.is_some_and(|at| now.saturating_sub(at) >= answer_within);
-        let silent = now.saturating_sub(self.heard_at) >= SILENCE.max(answer_within);
-        if unanswered || silent {
-            Verdict::Dead
-        } else {
-            Verdict::Alive
+        if self.now.saturating_sub(self.heard_at) >= self.silence.max(answer_within) {
+            return Verdict::Silent;
         }
-    }
-}
-
-/// Resolves when the path's peer is dead. A tick that comes late counts for two at most: while this process was starved or stopped,
-/// it could not have heard the answer.
-pub(crate) async fn watch(path: &dyn PathTransport) {
-    let mut now = Duration::ZERO;
-    let mut liveness = Liveness::new(now, path.counters());
-    loop {
-        let before = tokio::time::Instant::now();
-        tokio::time::sleep(TICK).await;
-        now += before.elapsed().min(TICK * 2);
-        if liveness.observe(now, path.counters()) == Verdict::Dead {
-            return;
+        match self.asked_at {
+            Some(at) if self.now.saturating_sub(at) >= answer_within => Verdict::Unanswered,
+            _ => Verdict::Alive,
         }
     }
 }
@@ -95,40 +93,51 @@ mod tests {
         }
     }
 
-    fn at(millis: u64) -> Duration {
-        Duration::from_millis(millis)
+    fn peer() -> Liveness {
+        Liveness::new(PING_INTERVAL, seen(5, 5))
+    }
+
+    /// The verdicts of so many ticks with these counters.
+    fn ticks(liveness: &mut Liveness, count: u32, counters: Counters) -> Vec<Verdict> {
+        (0..count).map(|_| liveness.observe(TICK, counters)).collect()
     }
 
     #[test]
     fn an_unanswered_ping_is_noticed_within_ten_seconds() {
-        let mut liveness = Liveness::new(at(0), seen(5, 5));
-        let mut now = 0;
-        let dead_at = loop {
-            now += 500;
-            // The transport's PING leaves just after a tick, the worst case.
-            let eliciting = if now > 8000 { 6 } else { 5 };
-            if liveness.observe(at(now), seen(5, eliciting)) == Verdict::Dead {
-                break now;
-            }
-        };
-        assert!((9500..=10_000).contains(&dead_at), "{dead_at}");
+        let mut liveness = peer();
+        // The transport's PING leaves just after a tick, the worst case.
+        assert!(
+            ticks(&mut liveness, 16, seen(5, 5))
+                .iter()
+                .all(|it| *it == Verdict::Alive)
+        );
+        let after = ticks(&mut liveness, 4, seen(5, 6));
+        assert_eq!(after[..3], [Verdict::Alive; 3]);
+        assert_eq!(after[3], Verdict::Silent, "at 10 s");
     }
 
     #[test]
-    fn data_without_an_answer_is_noticed_within_two_seconds() {
-        let mut liveness = Liveness::new(at(0), seen(5, 5));
-        assert_eq!(liveness.observe(at(500), seen(5, 9)), Verdict::Alive);
-        assert_eq!(liveness.observe(at(1500), seen(5, 12)), Verdict::Alive);
-        assert_eq!(liveness.observe(at(2000), seen(5, 12)), Verdict::Dead);
+    fn data_without_an_answer_is_suspicious_within_two_seconds_and_the_end_after_ten() {
+        let mut liveness = peer();
+        assert_eq!(liveness.observe(TICK, seen(5, 9)), Verdict::Alive);
+        let after = ticks(&mut liveness, 20, seen(5, 12));
+        assert_eq!(after[..2], [Verdict::Alive; 2]);
+        assert_eq!(after[2..18], [Verdict::Unanswered; 16]);
+        assert_eq!(after[18..], [Verdict::Silent; 2]);
     }
 
     #[test]
     fn any_word_of_the_peer_starts_over() {
-        let mut liveness = Liveness::new(at(0), seen(5, 5));
-        assert_eq!(liveness.observe(at(500), seen(5, 9)), Verdict::Alive);
-        assert_eq!(liveness.observe(at(1900), seen(6, 9)), Verdict::Alive);
-        assert_eq!(liveness.observe(at(9000), seen(6, 9)), Verdict::Alive);
-        assert_eq!(liveness.observe(at(11_900), seen(6, 9)), Verdict::Dead);
+        let mut liveness = peer();
+        ticks(&mut liveness, 3, seen(5, 9));
+        assert_eq!(liveness.observe(TICK, seen(6, 9)), Verdict::Alive);
+        assert!(
+            ticks(&mut liveness, 19, seen(6, 9))
+                .iter()
+                .all(|it| *it == Verdict::Alive)
+        );
+        assert_eq!(liveness.observe(TICK, seen(6, 9)), Verdict::Silent);
+        assert_eq!(liveness.observe(TICK, seen(7, 9)), Verdict::Alive);
     }
 
     #[test]
@@ -137,9 +146,23 @@ mod tests {
             rtt: Duration::from_millis(900),
             ..seen(received, eliciting)
         };
-        let mut liveness = Liveness::new(at(0), slow(1, 1));
-        assert_eq!(liveness.observe(at(500), slow(1, 2)), Verdict::Alive);
-        assert_eq!(liveness.observe(at(4000), slow(1, 3)), Verdict::Alive);
-        assert_eq!(liveness.observe(at(4100), slow(1, 3)), Verdict::Dead);
+        let mut liveness = Liveness::new(PING_INTERVAL, slow(1, 1));
+        let verdicts = ticks(&mut liveness, 9, slow(1, 2));
+        assert_eq!(verdicts[..8], [Verdict::Alive; 8]);
+        assert_eq!(verdicts[8], Verdict::Unanswered);
+    }
+
+    #[test]
+    fn a_metered_uplink_may_be_silent_for_longer() {
+        let mut liveness = Liveness::new(PING_INTERVAL_METERED, seen(1, 1));
+        let verdicts = ticks(&mut liveness, 54, seen(1, 1));
+        assert_eq!(verdicts[..53], [Verdict::Alive; 53]);
+        assert_eq!(verdicts[53], Verdict::Silent);
+    }
+
+    #[test]
+    fn a_stopped_process_does_not_count() {
+        let mut liveness = peer();
+        assert_eq!(liveness.observe(Duration::from_secs(30), seen(5, 9)), Verdict::Alive);
     }
 }

@@ -1,62 +1,71 @@
 //! The seam between a session and a way to its peer.
 //!
-//! A session drains its outbox into its paths and lets them fill its inbox; it knows nothing of QUIC. A path states what it can
-//! do ([`PathFacts`]), so that a TLS-over-TCP path for sites that block UDP, or a multipath connection, can stand beside `quic`.
+//! A session's bond writes datagrams for its paths and takes what they bring; it knows nothing of QUIC. A path states what it can do
+//! ([`PathFacts`]), so that a TLS-over-TCP path for sites that block UDP, or a multipath connection, can stand beside `quic`.
 
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use bytes::Bytes;
 use futures::future::BoxFuture;
 
-use crate::session::ByteStream;
-use crate::types::{CloseReason, Priority};
+use crate::types::CloseReason;
 
 /// What a path can do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PathFacts {
-    /// Largest frame in bytes.
-    pub max_frame: usize,
-    /// Every frame arrives while the path lives.
+    /// Largest datagram in bytes, now; 0 when it takes none.
+    pub max_datagram: usize,
+    /// Every datagram arrives while the path lives.
     pub reliable: bool,
-    /// Frames arrive in the order sent.
+    /// Datagrams arrive in the order sent.
     pub ordered: bool,
 }
 
 /// What was seen on a path, for [`crate::liveness`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Counters {
-    /// Datagrams that arrived from the peer and were authentic or at least addressed to this path.
+    /// Packets that arrived from the peer and were authentic or at least addressed to this path.
     pub received: u64,
-    /// Frames sent that the peer must acknowledge.
+    /// Packets sent that the peer must acknowledge.
     pub eliciting: u64,
     /// Smoothed round-trip time.
     pub rtt: Duration,
 }
 
-/// Where a path puts what arrives. Returns false when the session is over.
-pub trait Sink: Send + Sync {
-    /// Hands over one message; waits while the session's reader is behind.
-    fn deliver(&self, priority: Priority, message: Bytes) -> BoxFuture<'_, bool>;
+/// What the scheduler above tells a path.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Hint {
+    /// There is more for this path than it takes.
+    pub backlogged: bool,
+    /// The path does not answer: probes must leave whatever its congestion window says.
+    pub probing: bool,
 }
 
-/// One way to the peer. All methods may run concurrently; futures are cancel-safe unless they say otherwise.
-pub trait PathTransport: std::fmt::Debug + Send + Sync {
-    /// What this path can do.
+/// One way to the peer, as the session's table holds it. All methods may run concurrently.
+pub trait PathControl: std::fmt::Debug + Send + Sync {
+    /// What this path can do now.
     fn facts(&self) -> PathFacts;
-    /// Sends one message; returns when the path has taken it. Not cancel-safe: a message may be cut, which ends the path.
-    fn send(&self, priority: Priority, message: Bytes) -> BoxFuture<'_, Result<(), CloseReason>>;
-    /// Delivers what arrives until the path or the session ends.
-    fn receive<'a>(&'a self, sink: &'a dyn Sink) -> BoxFuture<'a, CloseReason>;
-    /// Opens a byte stream to the peer.
-    fn open_stream(&self) -> BoxFuture<'_, Result<ByteStream, CloseReason>>;
-    /// The next byte stream that the peer opens.
-    fn accept_stream(&self) -> BoxFuture<'_, Result<ByteStream, CloseReason>>;
     /// Asks the session at the other end to answer; resolves when it has, else never.
     fn challenge(&self) -> BoxFuture<'_, ()>;
     /// What was seen so far.
     fn counters(&self) -> Counters;
+    /// Where the peer is, as this end sees it.
+    fn remote(&self) -> SocketAddr;
+    /// What the scheduler knows.
+    fn hint(&self, hint: Hint);
     /// Ends the path and tells the peer why.
     fn close(&self, reason: &CloseReason);
+}
+
+/// One way to the peer, as the task that runs it sees it. Futures are cancel-safe unless they say otherwise.
+pub trait PathTransport: PathControl {
+    /// Sends one datagram; returns when the path has taken it, which is when it has room.
+    fn send(&self, datagram: Bytes) -> impl Future<Output = Result<(), CloseReason>> + Send;
+    /// The next datagram of the peer.
+    fn receive(&self) -> impl Future<Output = Result<Bytes, CloseReason>> + Send;
+    /// Serves what the ends say to each other about the path, until it ends. Not cancel-safe.
+    fn serve(&self) -> impl Future<Output = CloseReason> + Send;
     /// Resolves when the path has ended, with why.
-    fn closed(&self) -> BoxFuture<'_, CloseReason>;
+    fn closed(&self) -> impl Future<Output = CloseReason> + Send;
 }

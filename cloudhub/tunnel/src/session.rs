@@ -1,30 +1,36 @@
 //! A session: what one edge incarnation and epoch has to say to the hub and back, over whatever paths there are.
 //!
-//! - [`Session`] (cloneable handle) → outbox → each path's lanes → peer
-//! - peer → each path's receiver → inbox → [`Session::recv`]
+//! - [`Session`] (cloneable handle) → outbox → [`Inner::run`] → the bond: messages in copies (urgent, interactive), or a lane, which is a
+//!   stream a priority (normal, bulk) → paths → peer
+//! - peer → paths → the bond → inbox → [`Session::recv`]
 //!
-//! The state is [`Inner`]; the task that runs a path ([`Inner::run_path`]) belongs to the hub's or edge's task set. The session
-//! ends with its last path, or when either end closes it.
+//! The state is [`Inner`]; its task ([`Inner::run`]) and those that run its paths ([`Inner::run_path`]) belong to the hub's or edge's task
+//! set. The session ends with its last path, when nothing is heard on any, or when either end closes it.
 
 use std::pin::Pin;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
 use futures::StreamExt;
-use futures::future::BoxFuture;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use futures::stream::FuturesUnordered;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
 use tokio::sync::{mpsc, watch};
 
 use crate::MAX_MESSAGE;
-use crate::liveness;
-use crate::path::{PathTransport, Sink};
+use crate::bond::{Config, PathId, SessionStats};
+use crate::driver::stream::{Purpose, Reader, Writer};
+use crate::driver::{Driver, Over, PathInfo, PathReport};
+use crate::lane;
+use crate::path::{PathControl, PathTransport};
 use crate::queue::{PushError, Queues};
 use crate::types::{CloseReason, Closed, PeerInfo, Priority, SendError, Welcome};
 
 /// Streams of the peer that wait for [`Session::accept_stream`].
 const ACCEPT_BACKLOG: usize = 8;
+/// Streams of each end that are lanes: normal and bulk messages.
+const LANES: usize = 2;
 
 /// A reliable, ordered byte stream. Shutting down the writer half-closes it; dropping it ends both directions.
 pub struct ByteStream {
@@ -109,7 +115,7 @@ impl Session {
     /// # Errors
     /// The session is over.
     pub async fn recv(&self) -> Result<Bytes, Closed> {
-        match self.inner.inbox.pop_any().await {
+        match self.inner.driver.inbox.pop_any().await {
             Some((_, message)) => {
                 self.inner.answered.store(true, Ordering::Relaxed);
                 Ok(message)
@@ -123,14 +129,10 @@ impl Session {
     /// # Errors
     /// The session is over.
     pub async fn open_stream(&self) -> Result<ByteStream, Closed> {
-        loop {
-            let Some(path) = self.inner.newest_path() else {
-                return Err(self.closed().await);
-            };
-            match path.open_stream().await {
-                Ok(stream) => return Ok(stream),
-                Err(_) => path_gone(&self.inner, &path).await,
-            }
+        tokio::select! {
+            biased;
+            closed = self.closed() => Err(closed),
+            (reader, writer) = self.inner.driver.open_stream(Purpose::Bytes) => Ok(ByteStream::new(reader, writer)),
         }
     }
 
@@ -180,26 +182,19 @@ impl Session {
         &self.inner.welcome
     }
 
+    /// The paths that it has now, in the order of their numbers.
+    pub fn paths(&self) -> Vec<PathReport> {
+        self.inner.driver.paths()
+    }
+
+    /// What its paths have carried together.
+    pub fn stats(&self) -> SessionStats {
+        self.inner.driver.stats()
+    }
+
     pub(crate) fn inner(&self) -> &Arc<Inner> {
         &self.inner
     }
-}
-
-/// Waits until the session has noticed that this path is gone, so that the caller can take another.
-async fn path_gone(inner: &Arc<Inner>, path: &Arc<dyn PathTransport>) {
-    let mut changed = inner.paths_changed.subscribe();
-    while inner.holds(path) {
-        if changed.changed().await.is_err() {
-            return;
-        }
-    }
-}
-
-/// One path in the session.
-#[derive(Debug)]
-struct Slot {
-    id: u64,
-    path: Arc<dyn PathTransport>,
 }
 
 /// The session's state.
@@ -209,10 +204,8 @@ pub(crate) struct Inner {
     pub(crate) id: u64,
     pub(crate) peer: PeerInfo,
     pub(crate) welcome: Welcome,
+    driver: Arc<Driver>,
     outbox: Queues,
-    inbox: Queues,
-    paths: Mutex<Vec<Slot>>,
-    paths_changed: watch::Sender<u64>,
     accept: mpsc::Sender<ByteStream>,
     accepted: tokio::sync::Mutex<mpsc::Receiver<ByteStream>>,
     closed: watch::Sender<Option<CloseReason>>,
@@ -222,16 +215,20 @@ pub(crate) struct Inner {
 static NEXT_ID: AtomicU64 = AtomicU64::new(1);
 
 impl Inner {
-    pub(crate) fn new(peer: PeerInfo, welcome: Welcome) -> Arc<Self> {
+    /// A session without paths; the limits of streams in `config` are those of byte streams.
+    pub(crate) fn new(peer: PeerInfo, welcome: Welcome, config: Config) -> Arc<Self> {
         let (accept, accepted) = mpsc::channel(ACCEPT_BACKLOG);
+        let with_lanes = Config {
+            max_streams: config.max_streams + LANES,
+            max_peer_streams: config.max_peer_streams + LANES,
+            ..config
+        };
         Arc::new(Self {
             id: NEXT_ID.fetch_add(1, Ordering::Relaxed),
             peer,
             welcome,
+            driver: Arc::new(Driver::new(with_lanes, config.max_streams)),
             outbox: Queues::default(),
-            inbox: Queues::default(),
-            paths: Mutex::new(Vec::new()),
-            paths_changed: watch::Sender::new(0),
             accept,
             accepted: tokio::sync::Mutex::new(accepted),
             closed: watch::Sender::new(None),
@@ -242,18 +239,6 @@ impl Inner {
     /// Whether the peer's application has said anything in this session.
     pub(crate) fn answered(&self) -> bool {
         self.answered.load(Ordering::Relaxed)
-    }
-
-    fn lock_paths(&self) -> MutexGuard<'_, Vec<Slot>> {
-        self.paths.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn newest_path(&self) -> Option<Arc<dyn PathTransport>> {
-        self.lock_paths().last().map(|slot| slot.path.clone())
-    }
-
-    fn holds(&self, path: &Arc<dyn PathTransport>) -> bool {
-        self.lock_paths().iter().any(|slot| Arc::ptr_eq(&slot.path, path))
     }
 
     fn closed_now(&self) -> Closed {
@@ -276,12 +261,10 @@ impl Inner {
             first
         });
         if first {
-            for slot in self.lock_paths().iter() {
-                slot.path.close(&reason);
-            }
+            self.driver.close(&reason);
         }
         self.outbox.close();
-        self.inbox.close();
+        self.driver.inbox.close();
     }
 
     /// Whether the session has ended.
@@ -289,91 +272,129 @@ impl Inner {
         self.closed.borrow().is_some()
     }
 
+    /// Resolves when the session is over.
+    pub(crate) async fn ended(&self) {
+        let mut closed = self.closed.subscribe();
+        // The sender lives as long as this does.
+        let _ = closed.wait_for(Option::is_some).await;
+    }
+
     /// Whether the peer's end of the session answers on any path within the time.
     pub(crate) async fn challenge(&self, within: std::time::Duration) -> bool {
-        let paths: Vec<_> = self.lock_paths().iter().map(|slot| slot.path.clone()).collect();
+        let paths = self.driver.controls();
         let answers = paths.iter().map(|path| path.challenge());
-        let mut any = futures::stream::FuturesUnordered::from_iter(answers);
+        let mut any = FuturesUnordered::from_iter(answers);
         matches!(tokio::time::timeout(within, any.next()).await, Ok(Some(())))
     }
 
-    /// Adds a path, so that the session lives as long as it does; run it with [`Inner::run_path`].
-    pub(crate) fn add_path(&self, path: Arc<dyn PathTransport>) -> u64 {
-        let id = NEXT_ID.fetch_add(1, Ordering::Relaxed);
-        self.lock_paths().push(Slot { id, path });
-        self.paths_changed.send_modify(|version| *version += 1);
-        if let Some(reason) = self.closed.borrow().as_ref() {
-            self.close_path(id, reason);
+    /// Adds a path, so that the session lives as long as it does; run it with [`Inner::run_path`]. False when the session is over or has
+    /// as many as it may: the path is closed then.
+    pub(crate) fn add_path(&self, info: PathInfo, control: Arc<dyn PathControl>) -> bool {
+        let takes = self.driver.add_path(info, control.clone());
+        if !takes {
+            let over = self.closed.borrow().clone();
+            control.close(&over.unwrap_or(CloseReason::LinkLost));
         }
-        id
+        takes
     }
 
-    fn close_path(&self, id: u64, reason: &CloseReason) {
-        if let Some(slot) = self.lock_paths().iter().find(|slot| slot.id == id) {
-            slot.path.close(reason);
-        }
-    }
-
-    /// Moves messages and streams over a path until it ends; with the last path the session ends too.
-    pub(crate) async fn run_path(self: Arc<Self>, id: u64, path: Arc<dyn PathTransport>) {
-        let reason = self.drive(path.as_ref()).await;
-        path.close(&reason);
-        let last = {
-            let mut paths = self.lock_paths();
-            paths.retain(|slot| slot.id != id);
-            paths.is_empty()
-        };
-        self.paths_changed.send_modify(|version| *version += 1);
-        if last {
-            self.close(reason, false);
+    /// Moves datagrams over a path that was added until it ends, which may be the session's end too. True when it was.
+    pub(crate) async fn run_path(&self, id: PathId, path: &impl PathTransport) -> bool {
+        match self.driver.run_path(id, path).await {
+            Over::PathOnly => self.is_closed(),
+            Over::Session(reason) => {
+                self.close(reason, false);
+                true
+            }
         }
     }
 
-    async fn drive(&self, path: &dyn PathTransport) -> CloseReason {
-        let sink = InboxSink { inbox: &self.inbox };
+    /// Moves messages and streams between their owners and the bond until the session ends.
+    pub(crate) async fn run(self: Arc<Self>) {
         tokio::select! {
             biased;
-            reason = path.closed() => reason,
-            reason = path.receive(&sink) => reason,
-            reason = self.drain(path, Priority::Urgent) => reason,
-            reason = self.drain(path, Priority::Interactive) => reason,
-            reason = self.drain(path, Priority::Normal) => reason,
-            reason = self.drain(path, Priority::Bulk) => reason,
-            reason = self.accept_streams(path) => reason,
-            () = liveness::watch(path) => CloseReason::LinkLost,
+            () = self.ended() => {}
+            () = self.driver.run_clock() => {}
+            () = self.send_messages(Priority::Urgent) => {}
+            () = self.send_messages(Priority::Interactive) => {}
+            () = self.fill_lane(Priority::Normal) => {}
+            () = self.fill_lane(Priority::Bulk) => {}
+            () = self.accept_streams() => {}
         }
     }
 
-    async fn drain(&self, path: &dyn PathTransport, priority: Priority) -> CloseReason {
+    async fn send_messages(&self, priority: Priority) {
         while let Some(message) = self.outbox.pop(priority).await {
-            if let Err(reason) = path.send(priority, message).await {
-                return reason;
-            }
+            self.driver.send_message(priority, message).await;
         }
-        // The session is over: the path's own end says why.
-        path.closed().await
+        self.ended().await;
     }
 
-    async fn accept_streams(&self, path: &dyn PathTransport) -> CloseReason {
+    async fn fill_lane(&self, priority: Priority) {
+        let mut lane = None;
+        while let Some(message) = self.outbox.pop(priority).await {
+            let (_, writer) = match &mut lane {
+                Some(lane) => lane,
+                empty => empty.insert(self.driver.open_stream(Purpose::Lane(priority)).await),
+            };
+            if let Err(error) = lane::write(writer, &message).await {
+                // No honest peer stops a lane.
+                return self
+                    .break_off(format!("the lane of {priority:?} messages: {error}"))
+                    .await;
+            }
+        }
+        self.ended().await;
+    }
+
+    /// The peer broke the rules, unless the session has just ended.
+    async fn break_off(&self, text: String) {
+        if !self.is_closed() {
+            tracing::warn!(node = self.peer.node, text, "the peer breaks the rules of the session");
+            self.close(CloseReason::Violation { text }, true);
+        }
+        self.ended().await;
+    }
+
+    /// Sorts the streams that the peer opens.
+    async fn accept_streams(&self) {
+        let mut served = FuturesUnordered::new();
         loop {
-            match path.accept_stream().await {
-                Ok(stream) => {
-                    if self.accept.send(stream).await.is_err() {
-                        return CloseReason::Local;
-                    }
-                }
-                Err(reason) => return reason,
+            tokio::select! {
+                (reader, writer) = self.driver.accept_stream() => served.push(self.serve_stream(reader, writer)),
+                Some(broken) = served.next() => if let Err(text) = broken {
+                    return self.break_off(text).await;
+                },
             }
         }
     }
-}
 
-struct InboxSink<'a> {
-    inbox: &'a Queues,
-}
-
-impl Sink for InboxSink<'_> {
-    fn deliver(&self, priority: Priority, message: Bytes) -> BoxFuture<'_, bool> {
-        Box::pin(self.inbox.push(priority, message))
+    /// Hands a byte stream over, or reads a lane to its end; the error is the rule that was broken.
+    async fn serve_stream(&self, mut reader: Reader, writer: Writer) -> Result<(), String> {
+        let mut first = [0];
+        match reader.read(&mut first).await {
+            Ok(1) => {}
+            // It was given up before it began.
+            _ => return Ok(()),
+        }
+        match Purpose::from_byte(first[0]) {
+            Some(Purpose::Bytes) => {
+                // Nobody accepts them any more: the session is over.
+                let _ = self.accept.send(ByteStream::new(reader, writer)).await;
+                Ok(())
+            }
+            Some(Purpose::Lane(priority)) => loop {
+                match lane::read(&mut reader).await {
+                    Ok(Some(message)) => {
+                        if !self.driver.inbox.push(priority, message).await {
+                            return Ok(());
+                        }
+                    }
+                    Ok(None) => return Ok(()),
+                    Err(error) => return Err(format!("a lane of {priority:?} messages: {error}")),
+                }
+            },
+            None => Err(format!("a stream begins with the unknown byte {}", first[0])),
+        }
     }
 }

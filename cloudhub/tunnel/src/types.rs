@@ -57,6 +57,11 @@ pub enum CloseReason {
     },
     /// The node's identity was revoked.
     Revoked,
+    /// One end broke the rules of the tunnel.
+    Violation {
+        /// Which.
+        text: String,
+    },
     /// This end closed it.
     Local,
 }
@@ -76,6 +81,7 @@ impl std::fmt::Display for CloseReason {
                 current_epoch: Some(epoch),
             } => write!(f, "refused: {reason} (the hub knows epoch {epoch})"),
             Self::Revoked => f.write_str("the node's identity was revoked"),
+            Self::Violation { text } => write!(f, "a rule of the tunnel was broken: {text}"),
             Self::Local => f.write_str("closed by this end"),
         }
     }
@@ -140,7 +146,7 @@ impl Default for Limits {
     fn default() -> Self {
         Self {
             max_message: crate::MAX_MESSAGE as u32,
-            max_streams: 7, // of the 8 that the hub's transport allows, one carries session control
+            max_streams: 7,
         }
     }
 }

@@ -9,7 +9,10 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use site::relay::UdpRelay;
 use site::{Pki, Site, soon};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tunnel::bond::PathState;
 use tunnel::{ALPN, ClockFloor, CloseReason, ConnectError, Edge, Priority, SERVER_NAME};
 
 #[tokio::test]
@@ -65,7 +68,7 @@ async fn rebind(site: &Site, address: SocketAddr) -> tunnel::Hub {
 }
 
 #[tokio::test]
-async fn a_silent_hub_under_traffic_is_noticed_within_three_seconds() {
+async fn a_silent_hub_under_traffic_is_suspect_within_two_seconds_and_given_up_after_ten() {
     let site = Site::new();
     let hub = site.hub();
     let relay = UdpRelay::start(hub.local_addr()).await;
@@ -75,13 +78,53 @@ async fn a_silent_hub_under_traffic_is_noticed_within_three_seconds() {
     relay.cut();
     let since = Instant::now();
     session.send(Priority::Normal, Bytes::from_static(b"?")).unwrap();
+    soon("suspicion", async {
+        while session.paths()[0].stats.state != PathState::Suspect {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    })
+    .await;
+    assert!(since.elapsed() < Duration::from_secs(2), "{:?}", since.elapsed());
     let closed = soon("the end", session.closed()).await;
     assert_eq!(closed.reason, CloseReason::LinkLost);
-    assert!(since.elapsed() < Duration::from_secs(3), "{:?}", since.elapsed());
-    // And the hub, which hears nothing more, within ten.
+    assert!(
+        since.elapsed() > Duration::from_secs(5),
+        "a short outage ends no session"
+    );
+    assert!(since.elapsed() < Duration::from_secs(12), "{:?}", since.elapsed());
+    // And the hub, which hears nothing more.
     let closed = soon("the hub's end", at_hub.closed()).await;
     assert_eq!(closed.reason, CloseReason::LinkLost);
     assert!(since.elapsed() < Duration::from_secs(12), "{:?}", since.elapsed());
+}
+
+#[tokio::test]
+async fn an_outage_of_five_seconds_ends_no_session_and_loses_no_byte_of_a_stream() {
+    let site = Site::new();
+    let hub = site.hub();
+    let relay = UdpRelay::start(hub.local_addr()).await;
+    let edge = site.edge("a", relay.address);
+    let (session, at_hub) = soon("a session", async { tokio::join!(edge.connect(), hub.accept()) }).await;
+    let (session, at_hub) = (session.unwrap(), at_hub.unwrap());
+    let mut stream = session.open_stream().await.unwrap();
+    stream.write_all(b"before").await.unwrap();
+    let mut other = soon("a stream", at_hub.accept_stream()).await.unwrap();
+    relay.cut();
+    stream.write_all(b", within").await.unwrap();
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    relay.mend();
+    let since = Instant::now();
+    stream.write_all(b" and after").await.unwrap();
+    stream.shutdown().await.unwrap();
+    let mut text = String::new();
+    soon("the text", other.read_to_string(&mut text)).await.unwrap();
+    assert_eq!(text, "before, within and after");
+    assert!(since.elapsed() < Duration::from_secs(1), "{:?}", since.elapsed());
+    assert_eq!(
+        session.stats().streams,
+        1,
+        "our direction of it is over, the hub's is not"
+    );
 }
 
 #[tokio::test]
@@ -232,22 +275,39 @@ async fn hostile_first_frames_and_datagrams_do_not_hurt_the_hub() {
 }
 
 #[tokio::test]
-async fn a_peer_that_breaks_a_lane_loses_its_path_only() {
+async fn a_peer_that_breaks_the_rules_loses_its_session_with_the_reason_and_no_other() {
     let site = Site::new();
     let hub = site.hub();
-    for bytes in [&[9_u8][..], &[0, 0xff, 0xff, 0xff, 0xff, 1], &[0, 0, 0]] {
+    let honest = site.edge("b", hub.local_addr());
+    let (other, _) = soon("a session", async { tokio::join!(honest.connect(), hub.accept()) }).await;
+    let cases: [(&[u8], &str); 3] = [
+        (&[0x17, 1, 2, 3, 4], "unknown byte"),
+        // A header, and an acknowledgement of path 0's packet 5, which was never sent.
+        (&[0x40, 0, 0, 0, 1, 0x30, 1, 0, 0, 0, 0, 5, 0, 0, 0, 0], "never sent"),
+        // A stream of the edge that begins with a byte that means nothing.
+        (&[0x40, 0, 0, 0, 1, 0x22, 0, 0, 0, 1, 99], "unknown byte 99"),
+    ];
+    for (bytes, what) in cases {
         let connection = raw_connection(&site, &hub).await;
-        let (mut control, _reader) = connection.open_bi().await.unwrap();
+        let (mut control, mut answer) = connection.open_bi().await.unwrap();
         let mut attach = vec![0, 20, 0x0a, 18, 0x0a, 16];
         attach.extend([7; 16]);
         control.write_all(&attach).await.unwrap();
         let session = soon("the session", hub.accept()).await.unwrap();
-        let mut lane = connection.open_uni().await.unwrap();
-        lane.write_all(bytes).await.unwrap();
-        let _ = lane.finish();
-        soon("the cut", session.closed()).await;
+        soon("Welcome", answer.read_chunk(100, true)).await.unwrap();
+        connection.send_datagram(Bytes::copy_from_slice(bytes)).unwrap();
+        let closed = soon("the cut", session.closed()).await;
+        assert!(
+            matches!(&closed.reason, CloseReason::Violation { text } if text.contains(what)),
+            "{what}: {}",
+            closed.reason
+        );
         assert!(session.recv().await.is_err());
+        let told = soon("its reason", connection.closed()).await;
+        assert!(told.to_string().contains(what), "{told}");
     }
+    other.unwrap().send(Priority::Urgent, Bytes::from_static(b"!")).unwrap();
+    assert_eq!(soon("a message", hub.session("b").unwrap().recv()).await.unwrap(), "!");
 }
 
 /// A quinn connection with node a's certificate that has not attached.
@@ -271,67 +331,4 @@ async fn raw_connection(site: &Site, hub: &tunnel::Hub) -> quinn::Connection {
         .unwrap()
         .await
         .unwrap()
-}
-
-/// Forwards datagrams of one client, until it is cut: a link that dies without a word.
-struct UdpRelay {
-    address: SocketAddr,
-    cut: tokio::sync::watch::Sender<bool>,
-    forwarded: tokio::sync::watch::Receiver<u64>,
-    _task: tokio::task::JoinSet<()>,
-}
-
-impl UdpRelay {
-    async fn start(hub: SocketAddr) -> Self {
-        Self::start_with(hub, usize::MAX).await
-    }
-
-    /// Drops datagrams larger than `mtu`.
-    async fn start_with(hub: SocketAddr, mtu: usize) -> Self {
-        let any = (Ipv4Addr::LOCALHOST, 0);
-        let front = tokio::net::UdpSocket::bind(any).await.unwrap();
-        let back = tokio::net::UdpSocket::bind(any).await.unwrap();
-        back.connect(hub).await.unwrap();
-        let address = front.local_addr().unwrap();
-        let (cut, is_cut) = tokio::sync::watch::channel(false);
-        let (count, forwarded) = tokio::sync::watch::channel(0);
-        let mut task = tokio::task::JoinSet::new();
-        task.spawn(async move {
-            let mut client = None;
-            let (mut up, mut down) = (vec![0; 65_536], vec![0; 65_536]);
-            loop {
-                let (size, upwards) = tokio::select! {
-                    Ok((size, from)) = front.recv_from(&mut up) => {
-                        client = Some(from);
-                        (size, true)
-                    }
-                    Ok(size) = back.recv(&mut down) => (size, false),
-                };
-                let passes = size <= mtu && !*is_cut.borrow();
-                if passes && upwards {
-                    let _ = back.send(&up[..size]).await;
-                } else if let (true, Some(client)) = (passes, client) {
-                    let _ = front.send_to(&down[..size], client).await;
-                }
-                count.send_modify(|count| *count += 1);
-            }
-        });
-        Self {
-            address,
-            cut,
-            forwarded,
-            _task: task,
-        }
-    }
-
-    fn cut(&self) {
-        self.cut.send_replace(true);
-    }
-
-    /// Waits until nothing has come by for half a second.
-    async fn quiet(&self) {
-        let mut forwarded = self.forwarded.clone();
-        let half_a_second = Duration::from_millis(500);
-        while tokio::time::timeout(half_a_second, forwarded.changed()).await.is_ok() {}
-    }
 }

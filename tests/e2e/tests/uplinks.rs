@@ -1,6 +1,9 @@
 //! Suite `uplinks`: a robot whose three uplinks are bad links of `tests/linkem`, behind a NAT.
 
+use std::fs::File;
 use std::path::Path;
+use std::process::Stdio;
+use std::time::Duration;
 
 use kit::kubectl::{condition, is_true};
 use kit::suite::{START, embedded, robot};
@@ -86,4 +89,123 @@ fn robot_behind_a_lossy_uplink_works_through_a_rebind_an_outage_and_a_reset() {
         Err(error) => State::Not(error.to_string()),
     })
     .unwrap_or_else(|e| panic!("{e}\n{}", hub.tail()));
+}
+
+/// The same links, of a machine whose owner gave each uplink its rule, and with the losses of bonding.md §3.2.
+const BONDED: &str = r"
+name: three uplinks together
+seed: 8
+edge: {sourceRules: true}
+links:
+- name: g5
+  up: {rate: {fixed: 50Mbit}, queue: {time: 100ms}, delay: 15ms, loss: {iid: 0.05}}
+  down: {rate: {fixed: 50Mbit}, queue: {time: 100ms}, delay: 15ms, loss: {iid: 0.05}}
+- name: lte
+  up: {rate: {fixed: 30Mbit}, queue: {time: 100ms}, delay: 30ms, loss: {iid: 0.02}}
+  down: {rate: {fixed: 30Mbit}, queue: {time: 100ms}, delay: 30ms, loss: {iid: 0.02}}
+- name: wifi
+  up: {rate: {fixed: 20Mbit}, queue: {time: 100ms}, delay: 8ms, loss: {iid: 0.08}}
+  down: {rate: {fixed: 20Mbit}, queue: {time: 100ms}, delay: 8ms, loss: {iid: 0.08}}
+";
+
+/// What exec brings: 100 MB.
+const SENT: u64 = 100_000_000;
+
+#[test]
+fn what_runs_over_three_lossy_uplinks_outlives_the_death_of_each() {
+    let site = Site::new().expect("a site");
+    let scenario = Scenario::parse(BONDED, Path::new(".")).expect("a scenario");
+    site.uplinks().give(1, scenario);
+    let hub = embedded(&site);
+    let edge = robot(&site, &hub);
+    let tails = || format!("{}\n{}", edge.tail(), hub.tail());
+    let script = "while true; do date +%s; sleep 1; done";
+    hub.kubectl.apply(&yaml::shell_pod("web", script)).expect("apply");
+    hub.kubectl
+        .wait_ready("web", START)
+        .unwrap_or_else(|e| panic!("{e}\n{}", tails()));
+
+    let followed = site.dir().join("followed");
+    let mut logs = hub.kubectl.command(&["logs", "-f", "web"]);
+    let mut logs = logs
+        .stdin(Stdio::null())
+        .stdout(File::create(&followed).expect("a file"))
+        .spawn()
+        .expect("kubectl logs -f");
+    let received = site.dir().join("received");
+    let produce = format!("yes robot | head -c {SENT}");
+    let mut exec = hub.kubectl.command(&["exec", "web", "--", "sh", "-c", &produce]);
+    let mut exec = exec
+        .stdin(Stdio::null())
+        .stdout(File::create(&received).expect("a file"))
+        .spawn()
+        .expect("kubectl exec");
+    for link in ["g5", "lte", "wifi"] {
+        std::thread::sleep(Duration::from_secs(2));
+        edge.uplinks().apply(link, Action::BlackHole).expect("a black hole");
+        std::thread::sleep(Duration::from_secs(3));
+        edge.uplinks().apply(link, Action::Restore).expect("its end");
+    }
+    let ended = wait_for("kubectl exec ends", 3 * START, || match exec.try_wait() {
+        Ok(Some(status)) => State::Done(status),
+        Ok(None) => State::Not(format!(
+            "{:?} bytes",
+            std::fs::metadata(&received).map(|file| file.len())
+        )),
+        Err(error) => State::Not(error.to_string()),
+    });
+    let ended = ended.unwrap_or_else(|e| panic!("{e}\n{}", tails()));
+    assert!(ended.success(), "{ended}\n{}", tails());
+    let bytes = std::fs::read(&received).expect("what exec brought");
+    assert_eq!(bytes.len() as u64, SENT);
+    let line = b"robot\n";
+    let wrong = bytes
+        .iter()
+        .zip(line.iter().cycle())
+        .position(|(got, want)| got != want);
+    assert_eq!(wrong, None, "a byte differs");
+
+    let text = std::fs::read_to_string(&followed).expect("what logs -f printed");
+    assert_eq!(
+        logs.try_wait().expect("kubectl logs"),
+        None,
+        "logs -f has ended:\n{text}"
+    );
+    logs.kill().expect("kubectl logs is ours");
+    logs.wait().expect("its end");
+    let seconds: Vec<u64> = text.lines().map(|line| line.parse().expect("a second")).collect();
+    assert!(seconds.len() > 10, "{seconds:?}");
+    assert!(
+        seconds
+            .windows(2)
+            .all(|pair| pair[0] < pair[1] && pair[1] - pair[0] < 5),
+        "a line is missing or doubled: {seconds:?}"
+    );
+
+    let report = edge.uplinks().report().expect("a report");
+    for name in ["g5", "lte", "wifi"] {
+        let link = report.link(name).expect("it is in the scenario");
+        assert!(link.up.arrived_bytes > SENT / 20, "{name} carried little: {link:?}");
+    }
+    let shown = links(&edge);
+    let lines: Vec<&str> = shown.lines().collect();
+    for (name, line) in ["g5", "lte", "wifi"].iter().zip(&lines[1..]) {
+        assert!(line.starts_with(name) && line.contains(" up "), "{shown}");
+    }
+    assert!(
+        shown.contains("Session 1: "),
+        "the session that it began with went on:\n{shown}"
+    );
+}
+
+/// What a person at the robot sees.
+fn links(edge: &kit::Edge<'_>) -> String {
+    let output = edge
+        .command(&kit::paths::ours("kedge"))
+        .args(["links", "--socket"])
+        .arg(edge.dir().join("run/edgecore.sock"))
+        .output()
+        .expect("kedge links");
+    assert!(output.status.success(), "{output:?}");
+    String::from_utf8(output.stdout).expect("text")
 }

@@ -554,6 +554,12 @@ impl Bond {
         best * 5 / 4 + Duration::from_millis(5)
     }
 
+    /// Streams that are not over.
+    #[must_use]
+    pub fn open_streams(&self) -> usize {
+        self.streams.len()
+    }
+
     /// Whether something waits for a path.
     fn waits(&self) -> bool {
         !self.outbox.is_idle() || self.datagrams.flows.total() > 0 || self.streams.len() > 0

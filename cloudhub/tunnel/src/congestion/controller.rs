@@ -9,29 +9,42 @@ use quinn::congestion::{Controller, ControllerFactory};
 use quinn_proto::RttEstimator;
 
 use super::{Ack, Congestion};
+use crate::path::Hint;
 
-/// Whether the scheduler has more for a connection than it takes: quinn's own `app_limited` flips with every refill of its buffer.
-/// Clones are the same.
+/// What the scheduler has told of ONE connection; clones are the same.
+///
+/// - `backlogged`: quinn's own `app_limited` flips with every refill of its buffer
+/// - `probing`: while nothing is acknowledged the window would stay full, and no probe could ask whether the path is back
 #[derive(Debug, Clone, Default)]
-pub struct Backlog(Arc<AtomicBool>);
+pub struct Told(Arc<(AtomicBool, AtomicBool)>);
 
-impl Backlog {
-    /// Told by the scheduler after each time it has filled the path.
-    pub fn set(&self, backlogged: bool) {
-        self.0.store(backlogged, Ordering::Relaxed);
+impl Told {
+    /// Takes what the scheduler says; true when probing has just begun.
+    pub fn tell(&self, hint: Hint) -> bool {
+        self.0.0.store(hint.backlogged, Ordering::Relaxed);
+        let before = self.0.1.swap(hint.probing, Ordering::Relaxed);
+        hint.probing && !before
+    }
+
+    fn is_backlogged(&self) -> bool {
+        self.0.0.load(Ordering::Relaxed)
+    }
+
+    fn is_probing(&self) -> bool {
+        self.0.1.load(Ordering::Relaxed)
     }
 }
 
-/// Makes the controller of ONE connection: a shared one would mix the backlogs (at the hub: `Incoming::accept_with`).
+/// Makes the controller of ONE connection: a shared one would mix what is told (at the hub: `Incoming::accept_with`).
 #[derive(Debug, Default)]
-pub struct Factory(pub Backlog);
+pub struct Factory(pub Told);
 
 impl ControllerFactory for Factory {
     fn build(self: Arc<Self>, now: Instant, current_mtu: u16) -> Box<dyn Controller> {
         Box::new(Adapter {
             origin: now,
             congestion: Congestion::new(Duration::ZERO, current_mtu),
-            backlog: self.0.clone(),
+            told: self.0.clone(),
         })
     }
 }
@@ -40,7 +53,7 @@ impl ControllerFactory for Factory {
 struct Adapter {
     origin: Instant,
     congestion: Congestion,
-    backlog: Backlog,
+    told: Told,
 }
 
 impl Controller for Adapter {
@@ -50,7 +63,7 @@ impl Controller for Adapter {
             sent_at: sent.saturating_duration_since(self.origin),
             bytes,
             rtt: rtt.get(),
-            backlogged: self.backlog.0.load(Ordering::Relaxed),
+            backlogged: self.told.is_backlogged(),
         });
     }
 
@@ -63,6 +76,10 @@ impl Controller for Adapter {
     }
 
     fn window(&self) -> u64 {
+        if self.told.is_probing() {
+            // Without limit and, beyond u32, without pacing: the bond sends a probe each 50 ms or less.
+            return u64::MAX / 2;
+        }
         self.congestion.window()
     }
 

@@ -2,6 +2,8 @@
 
 #![allow(dead_code, reason = "each test binary uses a part")]
 
+pub(crate) mod relay;
+
 use std::collections::HashSet;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -160,7 +162,7 @@ impl Site {
             epochs: Arc::new(Epochs(AtomicU64::new(0))),
             boot_id: "boot-1".to_owned(),
             agent: "agent-1".to_owned(),
-            uplinks: Vec::new(),
+            uplinks: tokio::sync::watch::channel(Vec::new()).1,
             clock_floor: ClockFloor::default(),
         }
     }

@@ -1,0 +1,505 @@
+//! Drives a session's [`Bond`]: its clock, its paths, whoever waits for it.
+//!
+//! - [`Driver`]: the bond behind a lock that is never held over an await; every call that changes it ends in [`Guard`]'s drop, which
+//!   hands out what happened and wakes whoever can go on
+//!   - [`Driver::run_path`]: one path, in the task of its connection: pulls datagrams out while the path has room, puts in what it brings
+//!   - [`Driver::run_clock`]: the bond's timeouts, in the session's task
+//!   - [`stream`]: byte streams, read and written by their owners' tasks
+//!
+//! On failure: a path that ends is taken out, and what it carried goes over the others. The last one's end, silence on all of them, or a
+//! [`Violation`] of the peer is the end of the session, which its owner is told by [`Over`].
+
+pub(crate) mod stream;
+
+use std::collections::{HashMap, VecDeque};
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::Waker;
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures::FutureExt;
+use tokio::sync::Notify;
+use tokio::time::Instant;
+
+use crate::bond::{
+    Bond, Carries, Config, Event, PathConfig, PathId, PathState, PathStats, SendError, SessionStats, StreamId,
+    Violation,
+};
+use crate::clock::boottime;
+use crate::liveness::{Liveness, TICK, Verdict};
+use crate::path::{Hint, PathControl, PathTransport};
+use crate::queue::Queues;
+use crate::types::{CloseReason, Priority};
+
+/// Datagrams that are put in at a time: what a batch of the kernel brings.
+const BATCH: usize = 32;
+/// What a timer of tokio may be early.
+const SLACK: Duration = Duration::from_millis(1);
+
+/// Who a path is.
+#[derive(Clone, Debug)]
+pub(crate) struct PathInfo {
+    /// Its number: both ends have the same, and no other path had it lately.
+    pub(crate) id: PathId,
+    /// Name of the uplink.
+    pub(crate) uplink: String,
+    /// How often the edge asks whether an idle path is there.
+    pub(crate) ping_interval: Duration,
+    /// What it may carry.
+    pub(crate) carries: Carries,
+}
+
+/// One path of a session, for people.
+#[derive(Clone, Debug)]
+pub struct PathReport {
+    /// Name of the uplink.
+    pub uplink: String,
+    /// Where the peer is, as this end sees it.
+    pub remote: SocketAddr,
+    /// How long the path has been there.
+    pub age: Duration,
+    /// Since when the peer was not heard.
+    pub silent_for: Duration,
+    /// What the bond knows.
+    pub stats: PathStats,
+}
+
+#[derive(Debug)]
+struct Slot {
+    info: PathInfo,
+    control: Arc<dyn PathControl>,
+    wake: Arc<Notify>,
+    since: Duration,
+    heard: Duration,
+    silent: bool,
+}
+
+/// Who waits for a stream.
+#[derive(Debug, Default)]
+struct Waiting {
+    reader: Option<Waker>,
+    writer: Option<Waker>,
+    /// The peer gave its direction up.
+    reset: bool,
+    /// A byte stream of this end: there may be [`Driver::max_own`] of them.
+    own: bool,
+}
+
+#[derive(Debug)]
+struct State {
+    bond: Bond,
+    paths: Vec<Slot>,
+    streams: HashMap<StreamId, Waiting>,
+    opened: VecDeque<StreamId>,
+    /// Streams that were there at the last look.
+    open: usize,
+    /// When [`Driver::run_clock`] looks again.
+    armed: Option<Duration>,
+    over: bool,
+}
+
+/// What a path's end means for its session.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Over {
+    /// Others go on.
+    PathOnly,
+    /// The session is over.
+    Session(CloseReason),
+}
+
+/// A bond with everything that it needs.
+#[derive(Debug)]
+pub(crate) struct Driver {
+    state: Mutex<State>,
+    /// Messages that arrived.
+    pub(crate) inbox: Queues,
+    timer: Notify,
+    opened: Notify,
+    /// A message or a stream more may be sent.
+    room: Notify,
+    /// Byte streams that this end may have open; lanes are not among them.
+    max_own: usize,
+}
+
+impl Driver {
+    /// `max_own`: byte streams that this end may have open; the limits of `config` hold for lanes too.
+    pub(crate) fn new(config: Config, max_own: usize) -> Self {
+        Self {
+            max_own,
+            state: Mutex::new(State {
+                bond: Bond::new(boottime(), config),
+                paths: Vec::new(),
+                streams: HashMap::new(),
+                opened: VecDeque::new(),
+                open: 0,
+                armed: None,
+                over: false,
+            }),
+            inbox: Queues::default(),
+            timer: Notify::new(),
+            opened: Notify::new(),
+            room: Notify::new(),
+        }
+    }
+
+    fn peek(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// For a change: what follows from it is seen to when the guard is dropped.
+    fn change(&self) -> Guard<'_> {
+        Guard {
+            driver: self,
+            state: self.peek(),
+        }
+    }
+
+    /// Adds a path before it is run; false when the session is over or has as many as it may.
+    pub(crate) fn add_path(&self, info: PathInfo, control: Arc<dyn PathControl>) -> bool {
+        let now = boottime();
+        let mut state = self.change();
+        let config = PathConfig {
+            max_datagram: control.facts().max_datagram,
+            rtt: control.counters().rtt,
+            carries: info.carries,
+        };
+        if state.over || !state.bond.add_path(now, info.id, config) {
+            return false;
+        }
+        state.paths.retain(|slot| slot.info.id != info.id);
+        state.paths.push(Slot {
+            info,
+            control,
+            wake: Arc::default(),
+            since: now,
+            heard: now,
+            silent: false,
+        });
+        true
+    }
+
+    /// Runs a path that was added until it ends, and takes it out.
+    pub(crate) async fn run_path(&self, id: PathId, path: &impl PathTransport) -> Over {
+        let reason = tokio::select! {
+            biased;
+            reason = path.closed() => reason,
+            reason = path.serve() => reason,
+            reason = self.receive(id, path) => reason,
+            reason = self.send(id, path) => reason,
+            reason = self.watch(id, path) => reason,
+        };
+        path.close(&reason);
+        let mut state = self.change();
+        state.bond.remove_path(boottime(), id);
+        state.paths.retain(|slot| slot.info.id != id);
+        // A link may go; whatever else ends a path was said of the session.
+        let last = state.paths.is_empty();
+        if last || (reason != CloseReason::LinkLost && reason != CloseReason::Local) {
+            return Over::Session(reason);
+        }
+        Over::PathOnly
+    }
+
+    /// Pulls.
+    async fn send(&self, id: PathId, path: &impl PathTransport) -> CloseReason {
+        let wake = self.peek().slot(id).map(|slot| slot.wake.clone());
+        let Some(wake) = wake else {
+            return CloseReason::LinkLost;
+        };
+        loop {
+            match self.pull(id, path) {
+                Some(datagram) => {
+                    if let Err(reason) = path.send(datagram).await {
+                        return reason;
+                    }
+                }
+                None => wake.notified().await,
+            }
+        }
+    }
+
+    fn pull(&self, id: PathId, path: &impl PathTransport) -> Option<Bytes> {
+        let max = path.facts().max_datagram;
+        let mut datagram = Vec::new();
+        let mut state = self.peek();
+        state.bond.set_max_datagram(id, max);
+        let length = state.bond.poll_transmit(boottime(), id, max, &mut datagram);
+        let hint = state.hint(id);
+        self.arm(&mut state);
+        drop(state);
+        path.hint(hint);
+        self.room.notify_waiters();
+        length.map(|_| Bytes::from(datagram))
+    }
+
+    /// Puts in.
+    async fn receive(&self, id: PathId, path: &impl PathTransport) -> CloseReason {
+        loop {
+            let mut next = match path.receive().await {
+                Ok(datagram) => Some(datagram),
+                Err(reason) => return reason,
+            };
+            let mut state = self.change();
+            for _ in 0..BATCH {
+                let Some(datagram) = next else { break };
+                if let Err(violation) = state.bond.handle_input(boottime(), id, datagram) {
+                    return broken(violation);
+                }
+                next = path.receive().now_or_never().and_then(Result::ok);
+            }
+            // The batch ends before the queue does: the rest must not be lost.
+            if let Some(datagram) = next
+                && let Err(violation) = state.bond.handle_input(boottime(), id, datagram)
+            {
+                return broken(violation);
+            }
+        }
+    }
+
+    /// Notices that nothing is heard: on this path, which is suspect then, or on all of them, which is the end.
+    async fn watch(&self, id: PathId, path: &impl PathTransport) -> CloseReason {
+        let interval = self.peek().slot(id).map(|slot| slot.info.ping_interval);
+        let mut liveness = Liveness::new(interval.unwrap_or_default(), path.counters());
+        let mut received = path.counters().received;
+        loop {
+            let before = Instant::now();
+            tokio::time::sleep(TICK).await;
+            let counters = path.counters();
+            let verdict = liveness.observe(before.elapsed(), counters);
+            let now = boottime();
+            let mut state = self.change();
+            if verdict != Verdict::Alive {
+                state.bond.suspect_path(now, id);
+            }
+            let Some(slot) = state.slot_mut(id) else {
+                return CloseReason::LinkLost;
+            };
+            slot.silent = verdict == Verdict::Silent;
+            if received != counters.received {
+                (slot.heard, received) = (now, counters.received);
+            }
+            if state.paths.iter().all(|slot| slot.silent) {
+                return CloseReason::LinkLost;
+            }
+        }
+    }
+
+    /// The bond's timeouts; never returns.
+    pub(crate) async fn run_clock(&self) {
+        loop {
+            let due = {
+                let mut state = self.peek();
+                state.armed = state.bond.poll_timeout();
+                state.armed
+            };
+            let wait = async {
+                match due {
+                    Some(due) => tokio::time::sleep(due.saturating_sub(boottime()) + SLACK).await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                biased;
+                () = wait => {
+                    let mut state = self.change();
+                    state.bond.handle_timeout(boottime());
+                }
+                () = self.timer.notified() => {}
+            }
+        }
+    }
+
+    /// Wakes the clock where it sleeps too long.
+    fn arm(&self, state: &mut State) {
+        let due = state.bond.poll_timeout();
+        if let Some(due) = due
+            && state.armed.is_none_or(|armed| due < armed)
+        {
+            state.armed = Some(due);
+            self.timer.notify_one();
+        }
+    }
+
+    /// Queues a message that goes by itself; waits while there is no room. Not cancel-safe.
+    pub(crate) async fn send_message(&self, priority: Priority, message: Bytes) {
+        loop {
+            let room = self.room.notified();
+            tokio::pin!(room);
+            room.as_mut().enable();
+            let sent = self
+                .change()
+                .bond
+                .send_message(boottime(), priority, 1, message.clone());
+            match sent {
+                Err(SendError::Busy) => room.await,
+                // It is not larger than a message may be: that was looked at when it was taken.
+                _ => return,
+            }
+        }
+    }
+
+    /// The next stream that the peer opens. For one caller at a time.
+    pub(crate) async fn next_stream(&self) -> StreamId {
+        loop {
+            if let Some(id) = self.peek().opened.pop_front() {
+                return id;
+            }
+            self.opened.notified().await;
+        }
+    }
+
+    /// All paths.
+    pub(crate) fn paths(&self) -> Vec<PathReport> {
+        let state = self.peek();
+        let now = boottime();
+        let stats = state.bond.path_stats().into_iter();
+        stats
+            .filter_map(|stats| {
+                let slot = state.slot(stats.id)?;
+                Some(PathReport {
+                    uplink: slot.info.uplink.clone(),
+                    remote: slot.control.remote(),
+                    age: now.saturating_sub(slot.since),
+                    silent_for: now.saturating_sub(slot.heard),
+                    stats,
+                })
+            })
+            .collect()
+    }
+
+    /// The session over all paths.
+    pub(crate) fn stats(&self) -> SessionStats {
+        self.peek().bond.stats()
+    }
+
+    /// Ways to the peer, for a challenge.
+    pub(crate) fn controls(&self) -> Vec<Arc<dyn PathControl>> {
+        self.peek().paths.iter().map(|slot| slot.control.clone()).collect()
+    }
+
+    /// Ends it: no path is added any more, those that are there close with the reason, and whoever waits for a stream learns it.
+    pub(crate) fn close(&self, reason: &CloseReason) {
+        let (controls, wakers) = {
+            let mut state = self.peek();
+            state.over = true;
+            let controls: Vec<_> = state.paths.iter().map(|slot| slot.control.clone()).collect();
+            let waiting = state.streams.values_mut();
+            let wakers: Vec<_> = waiting
+                .flat_map(|waiting| [waiting.reader.take(), waiting.writer.take()])
+                .flatten()
+                .collect();
+            (controls, wakers)
+        };
+        for control in controls {
+            control.close(reason);
+        }
+        wakers.into_iter().for_each(Waker::wake);
+        self.room.notify_waiters();
+    }
+}
+
+fn broken(violation: Violation) -> CloseReason {
+    tracing::warn!(reason = violation.reason(), %violation, "the peer breaks the rules of the bond");
+    CloseReason::Violation {
+        text: violation.to_string(),
+    }
+}
+
+impl State {
+    fn slot(&self, id: PathId) -> Option<&Slot> {
+        self.paths.iter().find(|slot| slot.info.id == id)
+    }
+
+    fn slot_mut(&mut self, id: PathId) -> Option<&mut Slot> {
+        self.paths.iter_mut().find(|slot| slot.info.id == id)
+    }
+
+    fn hint(&self, id: PathId) -> Hint {
+        Hint {
+            backlogged: self.bond.is_backlogged(id),
+            probing: self.bond.path_state(id) == Some(PathState::Suspect),
+        }
+    }
+
+    fn take_event(&mut self, event: Event, inbox: &Queues) {
+        match event {
+            Event::Message { priority, payload } => {
+                // A reader that is behind loses messages, which the contract allows: relay repeats them.
+                if inbox.try_push(priority, payload).is_err() {
+                    tracing::debug!(?priority, "a message is dropped: the session's reader is behind");
+                }
+            }
+            // Nobody opens the IP tunnel yet.
+            Event::Datagram(_) => {}
+            Event::StreamOpened { id, .. } => {
+                self.streams.insert(id, Waiting::default());
+                self.opened.push_back(id);
+            }
+            Event::StreamReadable(id) => self.wake(id, |waiting| waiting.reader.take()),
+            Event::StreamWritable(id) => self.wake(id, |waiting| waiting.writer.take()),
+            Event::StreamReset { id, .. } => {
+                if let Some(waiting) = self.streams.get_mut(&id) {
+                    waiting.reset = true;
+                }
+                self.wake(id, |waiting| waiting.reader.take());
+            }
+            Event::StreamStopped { id, .. } => self.wake(id, |waiting| waiting.writer.take()),
+            Event::Path { id, state } => {
+                let hint = self.hint(id);
+                if let Some(slot) = self.slot(id) {
+                    tracing::info!(uplink = slot.info.uplink, path = id.0, ?state, "path");
+                    slot.control.hint(hint);
+                }
+            }
+        }
+    }
+
+    fn wake(&mut self, id: StreamId, whom: impl Fn(&mut Waiting) -> Option<Waker>) {
+        if let Some(waker) = self.streams.get_mut(&id).and_then(whom) {
+            waker.wake();
+        }
+    }
+}
+
+/// The bond while it is changed.
+struct Guard<'a> {
+    driver: &'a Driver,
+    state: MutexGuard<'a, State>,
+}
+
+impl std::ops::Deref for Guard<'_> {
+    type Target = State;
+
+    fn deref(&self) -> &State {
+        &self.state
+    }
+}
+
+impl std::ops::DerefMut for Guard<'_> {
+    fn deref_mut(&mut self) -> &mut State {
+        &mut self.state
+    }
+}
+
+impl Drop for Guard<'_> {
+    fn drop(&mut self) {
+        let driver = self.driver;
+        let state = &mut *self.state;
+        while let Some(event) = state.bond.poll_event() {
+            state.take_event(event, &driver.inbox);
+        }
+        if !state.opened.is_empty() {
+            driver.opened.notify_one();
+        }
+        let open = state.bond.open_streams();
+        if open < state.open {
+            driver.room.notify_waiters();
+        }
+        state.open = open;
+        for slot in &state.paths {
+            slot.wake.notify_one();
+        }
+        driver.arm(state);
+    }
+}

@@ -1,0 +1,76 @@
+//! A link that can be cut.
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::time::Duration;
+
+/// Forwards datagrams of one client, until it is cut: a link that dies without a word.
+pub(crate) struct UdpRelay {
+    pub(crate) address: SocketAddr,
+    cut: tokio::sync::watch::Sender<bool>,
+    forwarded: tokio::sync::watch::Receiver<u64>,
+    _task: tokio::task::JoinSet<()>,
+}
+
+impl UdpRelay {
+    pub(crate) async fn start(hub: SocketAddr) -> Self {
+        Self::start_with(hub, usize::MAX).await
+    }
+
+    /// Drops datagrams larger than `mtu`.
+    pub(crate) async fn start_with(hub: SocketAddr, mtu: usize) -> Self {
+        let any = (Ipv4Addr::LOCALHOST, 0);
+        let front = tokio::net::UdpSocket::bind(any).await.unwrap();
+        let back = tokio::net::UdpSocket::bind(any).await.unwrap();
+        back.connect(hub).await.unwrap();
+        let address = front.local_addr().unwrap();
+        let (cut, is_cut) = tokio::sync::watch::channel(false);
+        let (count, forwarded) = tokio::sync::watch::channel(0);
+        let mut task = tokio::task::JoinSet::new();
+        task.spawn(async move {
+            let mut client = None;
+            let (mut up, mut down) = (vec![0; 65_536], vec![0; 65_536]);
+            loop {
+                let (size, upwards) = tokio::select! {
+                    Ok((size, from)) = front.recv_from(&mut up) => {
+                        client = Some(from);
+                        (size, true)
+                    }
+                    Ok(size) = back.recv(&mut down) => (size, false),
+                };
+                let passes = size <= mtu && !*is_cut.borrow();
+                if passes && upwards {
+                    let _ = back.send(&up[..size]).await;
+                } else if let (true, Some(client)) = (passes, client) {
+                    let _ = front.send_to(&down[..size], client).await;
+                }
+                count.send_modify(|count| *count += size as u64);
+            }
+        });
+        Self {
+            address,
+            cut,
+            forwarded,
+            _task: task,
+        }
+    }
+
+    pub(crate) fn cut(&self) {
+        self.cut.send_replace(true);
+    }
+
+    pub(crate) fn mend(&self) {
+        self.cut.send_replace(false);
+    }
+
+    /// Bytes that came by, both ways, dropped ones too.
+    pub(crate) fn bytes(&self) -> u64 {
+        *self.forwarded.borrow()
+    }
+
+    /// Waits until nothing has come by for half a second.
+    pub(crate) async fn quiet(&self) {
+        let mut forwarded = self.forwarded.clone();
+        let half_a_second = Duration::from_millis(500);
+        while tokio::time::timeout(half_a_second, forwarded.changed()).await.is_ok() {}
+    }
+}

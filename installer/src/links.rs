@@ -1,0 +1,219 @@
+//! `kedge links`: on which uplinks this machine reaches its hub, and how good each is. Read from edgecore's admin socket.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use bytes::Bytes;
+use clap::Args as ClapArgs;
+use http_body_util::{BodyExt, Empty, Limited};
+use hyper_util::rt::TokioIo;
+use serde::Deserialize;
+use tokio::net::UnixStream;
+use tokio::time::timeout;
+
+/// How long edgecore may take to answer.
+const ANSWER_WITHIN: Duration = Duration::from_secs(5);
+/// Eight paths are under 4 KiB.
+const MAX_ANSWER: usize = 256 * 1024;
+/// How often -w looks.
+const INTERVAL: Duration = Duration::from_secs(1);
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct Args {
+    /// edgecore's admin socket
+    #[arg(long, default_value = "/run/kedge/edgecore.sock", env = "KEDGE_ADMIN_SOCKET")]
+    socket: PathBuf,
+    /// Show it again each second until interrupted
+    #[arg(short, long)]
+    watch: bool,
+    /// Print what edgecore says as JSON
+    #[arg(long, conflicts_with = "watch")]
+    json: bool,
+}
+
+#[derive(Debug, Deserialize)]
+struct Report {
+    paths: Vec<Link>,
+    session: Option<Session>,
+}
+
+/// One uplink; without a path it has a name and a state only.
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Link {
+    uplink: String,
+    state: String,
+    #[serde(default)]
+    hub: String,
+    rtt_millis: Option<f64>,
+    loss_percent: Option<f64>,
+    #[serde(default)]
+    bytes_per_second: u64,
+    #[serde(default)]
+    sent_bytes: u64,
+    #[serde(default)]
+    received_bytes: u64,
+    #[serde(default)]
+    silent_seconds: u64,
+}
+
+#[derive(Debug, Deserialize)]
+struct Session {
+    epoch: u64,
+    repaired: u64,
+    reinjected: u64,
+    duplicated: u64,
+    skipped: u64,
+}
+
+pub(crate) async fn run(args: Args) -> Result<()> {
+    loop {
+        let text = timeout(ANSWER_WITHIN, fetch(&args.socket))
+            .await
+            .with_context(|| format!("edgecore at {} does not answer", args.socket.display()))??;
+        if args.json {
+            println!("{}", String::from_utf8_lossy(&text));
+            return Ok(());
+        }
+        let report: Report = serde_json::from_slice(&text).context("edgecore's answer")?;
+        if args.watch {
+            // Clear the screen, cursor to its corner.
+            print!("\x1b[2J\x1b[H");
+        }
+        println!("{}", render(&report));
+        if !args.watch {
+            return Ok(());
+        }
+        tokio::time::sleep(INTERVAL).await;
+    }
+}
+
+async fn fetch(socket: &Path) -> Result<Bytes> {
+    let stream = UnixStream::connect(socket).await.with_context(|| {
+        format!(
+            "reach edgecore at {}: does it run here, and are you root?",
+            socket.display()
+        )
+    })?;
+    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
+    let request = http::Request::get("/debug/paths")
+        .header(http::header::HOST, "edge")
+        .body(Empty::<Bytes>::new())?;
+    let exchange = async {
+        let response = sender.send_request(request).await?;
+        if !response.status().is_success() {
+            bail!("edgecore answers {}: is it older than this command?", response.status());
+        }
+        let body = Limited::new(response.into_body(), MAX_ANSWER).collect().await;
+        Ok(body.map_err(|error| anyhow::anyhow!(error))?.to_bytes())
+    };
+    tokio::select! {
+        result = exchange => result,
+        ended = connection => {
+            ended?;
+            bail!("edgecore closed the connection before its answer")
+        }
+    }
+}
+
+fn render(report: &Report) -> String {
+    let total: u64 = report
+        .paths
+        .iter()
+        .map(|path| path.sent_bytes + path.received_bytes)
+        .sum();
+    let header = [
+        "UPLINK", "STATE", "RTT", "LOSS", "RATE", "SHARE", "SENT", "RECEIVED", "HUB",
+    ];
+    let mut rows = vec![header.map(str::to_owned)];
+    rows.extend(report.paths.iter().map(|path| row(path, total)));
+    let widths: Vec<usize> = (0..header.len())
+        .map(|column| rows.iter().map(|row| row[column].len()).max().unwrap_or(0))
+        .collect();
+    let mut text = String::new();
+    for row in rows {
+        let cells: Vec<_> = row
+            .iter()
+            .zip(&widths)
+            .map(|(cell, width)| format!("{cell:width$}"))
+            .collect();
+        text.push_str(cells.join("  ").trim_end());
+        text.push('\n');
+    }
+    text.push('\n');
+    text.push_str(&match &report.session {
+        None => "No session with the hub.".to_owned(),
+        Some(session) => format!(
+            "Session {}: {} repaired, {} sent again elsewhere, {} duplicates dropped, {} skipped.",
+            session.epoch, session.repaired, session.reinjected, session.duplicated, session.skipped
+        ),
+    });
+    text
+}
+
+fn row(path: &Link, total: u64) -> [String; 9] {
+    let or_dash = |value: Option<String>| value.unwrap_or_else(|| "-".to_owned());
+    let has_path = path.rtt_millis.is_some();
+    let counted = |value: String| if has_path { value } else { "-".to_owned() };
+    let state = match path.silent_seconds {
+        seconds if path.state == "suspect" => format!("suspect {seconds}s"),
+        _ => path.state.clone(),
+    };
+    let bytes = path.sent_bytes + path.received_bytes;
+    let share = (bytes * 100).checked_div(total).unwrap_or(0);
+    [
+        path.uplink.clone(),
+        state,
+        or_dash(path.rtt_millis.map(|millis| format!("{millis:.0} ms"))),
+        or_dash(path.loss_percent.map(|percent| format!("{percent:.1} %"))),
+        counted(format!("{:.1} Mbit/s", path.bytes_per_second as f64 * 8.0 / 1e6)),
+        counted(format!("{share} %")),
+        counted(size(path.sent_bytes)),
+        counted(size(path.received_bytes)),
+        counted(path.hub.clone()),
+    ]
+}
+
+/// In decimal units, as uplinks are billed.
+fn size(bytes: u64) -> String {
+    match bytes {
+        0..1_000 => format!("{bytes} B"),
+        1_000..1_000_000 => format!("{:.1} kB", bytes as f64 / 1e3),
+        1_000_000..1_000_000_000 => format!("{:.1} MB", bytes as f64 / 1e6),
+        _ => format!("{:.2} GB", bytes as f64 / 1e9),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_table_shows_which_link_is_bad() {
+        let report = serde_json::json!({
+            "paths": [
+                {"uplink": "g5", "state": "up", "hub": "192.0.2.9:6444", "rttMillis": 31.2, "lossPercent": 4.9, "bytesPerSecond": 5_000_000,
+                 "sentBytes": 1_500, "receivedBytes": 3_000_000, "silentSeconds": 0, "upSeconds": 9, "lostPackets": 4, "suspicions": 0},
+                {"uplink": "lte", "state": "suspect", "hub": "192.0.2.9:6444", "rttMillis": 61.0, "lossPercent": 0.0, "bytesPerSecond": 0,
+                 "sentBytes": 500, "receivedBytes": 0, "silentSeconds": 4},
+                {"uplink": "wifi", "state": "down"},
+            ],
+            "session": {"epoch": 7, "repaired": 3, "reinjected": 2, "duplicated": 1, "skipped": 0},
+        });
+        let report: Report = serde_json::from_value(report).unwrap();
+        let text = render(&report);
+        let lines: Vec<_> = text.lines().collect();
+        assert_eq!(
+            lines,
+            [
+                "UPLINK  STATE       RTT    LOSS   RATE         SHARE  SENT    RECEIVED  HUB",
+                "g5      up          31 ms  4.9 %  40.0 Mbit/s  99 %   1.5 kB  3.0 MB    192.0.2.9:6444",
+                "lte     suspect 4s  61 ms  0.0 %  0.0 Mbit/s   0 %    500 B   0 B       192.0.2.9:6444",
+                "wifi    down        -      -      -            -      -       -         -",
+                "",
+                "Session 7: 3 repaired, 2 sent again elsewhere, 1 duplicates dropped, 0 skipped.",
+            ]
+        );
+    }
+}

@@ -104,7 +104,7 @@ async fn run(session: Session, deps: Deps) {
         CloseReason::Replaced => Departure::Replaced,
         CloseReason::Revoked | CloseReason::Refused { .. } => Departure::Revoked,
         CloseReason::Local => Departure::HubStopping,
-        CloseReason::LinkLost => Departure::LinkLost,
+        CloseReason::LinkLost | CloseReason::Violation { .. } => Departure::LinkLost,
     };
     deps.reports
         .session_down(&peer.node, &info, why, SystemTime::now())

@@ -100,21 +100,17 @@ async fn fetch(socket: &Path) -> Result<Bytes> {
     let request = http::Request::get("/debug/paths")
         .header(http::header::HOST, "edge")
         .body(Empty::<Bytes>::new())?;
-    let exchange = async {
-        let response = sender.send_request(request).await?;
+    let exchange = async move {
+        let response = sender.send_request(request).await.context("ask edgecore")?;
         if !response.status().is_success() {
             bail!("edgecore answers {}: is it older than this command?", response.status());
         }
         let body = Limited::new(response.into_body(), MAX_ANSWER).collect().await;
         Ok(body.map_err(|error| anyhow::anyhow!(error))?.to_bytes())
     };
-    tokio::select! {
-        result = exchange => result,
-        ended = connection => {
-            ended?;
-            bail!("edgecore closed the connection before its answer")
-        }
-    }
+    // What ends the connection too early is an error of the exchange.
+    let (answer, _) = tokio::join!(exchange, connection);
+    answer
 }
 
 fn render(report: &Report) -> String {

@@ -154,7 +154,7 @@ fn what_runs_over_three_lossy_uplinks_outlives_the_death_of_each() {
         )),
         Err(error) => State::Not(error.to_string()),
     });
-    let ended = ended.unwrap_or_else(|e| panic!("{e}\n{}", tails()));
+    let (ended, _) = ended.unwrap_or_else(|e| panic!("{e}\n{}", tails()));
     assert!(ended.success(), "{ended}\n{}", tails());
     let bytes = std::fs::read(&received).expect("what exec brought");
     assert_eq!(bytes.len() as u64, SENT);

@@ -100,7 +100,7 @@ pub struct Config {
     pub max_peer_streams: usize,
     /// Credit of one stream at most, bytes.
     pub stream_window: u64,
-    /// Credit of all streams beyond 16 KiB each, bytes.
+    /// Credit of all streams beyond 16 KiB each, bytes; twice as much where streams that wait hold it.
     pub stream_budget: u64,
     /// Tunnel packets that wait for those before them, bytes.
     pub reorder_budget: usize,
@@ -109,7 +109,7 @@ pub struct Config {
 }
 
 impl Config {
-    /// An edge: 4 MiB of packets + 1 MiB of streams + 16 KiB a stream + 1 MiB of messages, so 8 MiB of reordering with 128 streams.
+    /// An edge: 3 MiB of packets + 2 MiB of streams + 16 KiB a stream + 1 MiB of messages, so 8 MiB of reordering with 128 streams.
     #[must_use]
     pub const fn edge() -> Self {
         Self {
@@ -120,7 +120,7 @@ impl Config {
             max_peer_streams: 128,
             stream_window: 1 << 20,
             stream_budget: 1 << 20,
-            reorder_budget: 4 << 20,
+            reorder_budget: 3 << 20,
             faults: Faults {
                 dedup_off: false,
                 repair_off: false,

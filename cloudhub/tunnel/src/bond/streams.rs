@@ -30,8 +30,8 @@ pub struct StreamId(pub u64);
 
 /// Credit that every stream starts with, bytes: 20 Mbit/s at 6 ms, more follows with the first reading.
 pub(crate) const INITIAL_CREDIT: u64 = 16 * 1024;
-/// What an end holds of a stream until it is acknowledged, bytes.
-const MAX_UNSENT: usize = 256 * 1024;
+/// What an end holds of a stream until it is acknowledged, bytes: 80 Mbit/s at 50 ms.
+const MAX_UNSENT: usize = 512 * 1024;
 
 /// Streams that are over for the peer and not yet for this end.
 const LINGERING: usize = 16;
@@ -184,7 +184,9 @@ impl Streams {
     pub(crate) fn read(&mut self, id: StreamId, limit: usize) -> Read {
         let others = self.streams.iter().filter(|(other, _)| **other != id.0);
         let granted: u64 = others.map(|(_, stream)| stream.receiving.beyond_first()).sum();
-        let spare = self.rules.budget.saturating_sub(granted);
+        // Credit that was granted cannot be taken back: whoever comes later gets an equal share all the same, so all have twice the budget at most.
+        let share = self.rules.budget / self.streams.len().max(1) as u64;
+        let spare = self.rules.budget.saturating_sub(granted).max(share);
         let Some(stream) = self.streams.get_mut(&id.0) else {
             return Read::End;
         };

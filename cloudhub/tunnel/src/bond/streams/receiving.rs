@@ -149,9 +149,10 @@ impl Receiving {
         Read::Blocked
     }
 
-    /// Grants more when a quarter of the window is used, as far as `spare` goes; true when the peer is to be told.
+    /// Grants more when a quarter of the window is used, as far as `spare` goes; true when the peer is to be told. A stream that has
+    /// brought little gets little: one that only waits must not keep what another could use.
     pub(super) fn grant(&mut self, window: u64, spare: u64) -> bool {
-        let ahead = INITIAL_CREDIT + spare.min(window.saturating_sub(INITIAL_CREDIT));
+        let ahead = INITIAL_CREDIT + spare.min(window.saturating_sub(INITIAL_CREDIT)).min(self.read);
         let wanted = self.read + ahead;
         if self.end.is_some() || wanted < self.credit + ahead / 4 {
             return false;

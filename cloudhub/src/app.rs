@@ -20,6 +20,7 @@ use crate::identity::listener::JoinListener;
 use crate::kube_api::KubeApi;
 use crate::kubelet_proxy::authority::Authority;
 use crate::kubelet_proxy::{self, KubeletProxy};
+use crate::lineage::Points;
 use crate::node_api::NodeApi;
 use crate::registry::Registry;
 use crate::reports::Reports;
@@ -89,7 +90,8 @@ pub async fn build(config: Config) -> Result<App> {
     let api = KubeApi::new(kube_config).context("set up the API client")?;
     let client = api.client().clone();
     let identity = load_identity(client.clone()).await?;
-    let registry = Registry::new(api.clone());
+    let points = if config.embedded { Points::ByApi } else { Points::ByHub };
+    let registry = Registry::new(api.clone(), points);
     let tunnel = Arc::new(bind_tunnel(&config, &identity)?);
     let tunnel_address = format!("{}:{}", config.advertise, tunnel.local_addr().port());
     let certificate = identity.serving(std::slice::from_ref(&config.advertise))?;

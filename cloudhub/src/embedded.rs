@@ -18,6 +18,7 @@ use crate::app::Tasks;
 use crate::config::Config;
 use crate::identity;
 use crate::kube_api::{ApiError, As, KubeApi, Send};
+use crate::lineage;
 
 /// What the hub may do, and the namespace of its memory.
 const RBAC: &str = include_str!("../../installer/deploy/rbac.yaml");
@@ -39,6 +40,7 @@ pub(crate) async fn start(config: &Config, tasks: &mut Tasks, stop: watch::Recei
         not_ready_toleration_seconds: config.default_not_ready_toleration_seconds,
         unreachable_toleration_seconds: config.default_unreachable_toleration_seconds,
         kubelet_ca: (identity::NAMESPACE.into(), KUBELET_CA.into()),
+        first_write: Some(lineage::first_write()),
     });
     let server = Box::pin(server).await.context("start the embedded API")?;
     let masters: &[&str] = &["system:masters"];

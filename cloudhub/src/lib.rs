@@ -13,6 +13,7 @@ mod embedded;
 pub mod identity;
 pub mod kube_api;
 pub mod kubelet_proxy;
+pub mod lineage;
 pub mod node_api;
 pub mod registry;
 pub mod reports;

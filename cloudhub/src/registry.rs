@@ -2,6 +2,7 @@
 //!
 //! - one watch each on Pods, Nodes and RuntimeClasses, by the hub's own account; pods of other nodes are dropped
 //! - Secrets and ConfigMaps that an edge's pods name: one watch each by name, *as the node*
+//! - the lineage of the API's database, read after each list of pods, before a view is made of it
 //! - [`Registry::view`]: per node the whole of what it should hold, published when it is complete
 //! - what the API says of pods' and nodes' status, for the writer ([`Registry::pod`], [`Registry::node`])
 //!
@@ -15,16 +16,23 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use relay::Lineage;
 use serde_json::Value;
 use tokio::sync::{Notify, watch};
 use tokio::task::{AbortHandle, JoinSet};
+use tokio::time::Instant;
 
 use crate::kube_api::{As, KubeApi};
+use crate::lineage::{self, Points};
 use list_watch::{Change, Target, version};
 use view::{ApiIdentity, Desired, Kind, NodeView, ObjectKey};
 
 /// Label of the nodes that Kedge serves.
 pub const EDGE_LABEL: &str = "kedge.dev/edge";
+/// A hub above a cluster adds a point to the lineage this often: 24 writes a day, and a backup from an hour ago is known.
+const POINTS: Duration = Duration::from_secs(3600);
+/// What the API did not take or give is tried again after this.
+const RETRY: Duration = Duration::from_secs(1);
 
 /// A pod as the API has it.
 #[derive(Debug, Clone)]
@@ -59,6 +67,11 @@ struct State {
     nodes: BTreeMap<String, Node>,
     classes: BTreeMap<String, Arc<Desired>>,
     marks: BTreeMap<Kind, u64>,
+    /// The highest resourceVersion that was seen, in any watch.
+    revision: u64,
+    lineage: Arc<Lineage>,
+    /// How many lists of pods there were when it was read.
+    lineage_at: u64,
     /// By node: what was read by name; `None` = it is not there.
     named: HashMap<String, BTreeMap<ObjectKey, Option<Arc<Desired>>>>,
     /// Lists of pods so far.
@@ -79,16 +92,21 @@ pub struct Registry {
     changed: watch::Sender<u64>,
     /// A node became served: its pods were dropped so far.
     list_pods: Arc<Notify>,
+    /// Pods were listed: the API may be another state of itself.
+    listed: Arc<Notify>,
+    points: Points,
 }
 
 impl Registry {
     /// A registry that knows nothing yet; [`Self::run`] fills it.
-    pub fn new(api: KubeApi) -> Self {
+    pub fn new(api: KubeApi, points: Points) -> Self {
         Self {
             api,
+            points,
             state: Arc::default(),
             changed: watch::Sender::new(0),
             list_pods: Arc::new(Notify::new()),
+            listed: Arc::new(Notify::new()),
         }
     }
 
@@ -172,15 +190,19 @@ impl Registry {
         Value::Object(nodes)
     }
 
-    /// Runs the watches until it is dropped.
+    /// Runs the watches until it is dropped, or until the API's database is put back to an earlier state: then nothing that is
+    /// known here stands, and the hub has to start anew.
     pub async fn run(self) {
         self.identify().await;
-        tokio::join!(
-            self.watch_kind(Kind::Node, "/api/v1/nodes"),
-            self.watch_kind(Kind::RuntimeClass, "/apis/node.k8s.io/v1/runtimeclasses"),
-            self.watch_pods(),
-            self.watch_named(),
-        );
+        tokio::select! {
+            () = self.keep_lineage() => {}
+            _ = async { tokio::join!(
+                self.watch_kind(Kind::Node, "/api/v1/nodes"),
+                self.watch_kind(Kind::RuntimeClass, "/apis/node.k8s.io/v1/runtimeclasses"),
+                self.watch_pods(),
+                self.watch_named(),
+            ) } => {}
+        }
     }
 
     /// Learns which API this is: the uid of namespace kube-system.
@@ -196,6 +218,51 @@ impl Registry {
             }
             tokio::time::sleep(Duration::from_secs(1)).await;
         }
+    }
+
+    /// Reads the lineage after each list of pods; adds a point at the start and each hour, where this hub is the one to do it.
+    async fn keep_lineage(&self) {
+        let mut known = Arc::<Lineage>::default();
+        let mut due = Instant::now();
+        loop {
+            tokio::select! {
+                () = self.listed.notified() => {}
+                () = tokio::time::sleep_until(due), if known.number() > 0 && self.points == Points::ByHub => {}
+            }
+            let lists = self.pod_lists();
+            let add = self.points == Points::ByHub && Instant::now() >= due;
+            match lineage::read(&self.api, add).await {
+                Ok(lineage) if lineage.continues(&known) => {
+                    if add {
+                        due = Instant::now() + POINTS;
+                    }
+                    known = Arc::new(lineage);
+                    self.take_lineage(known.clone(), lists);
+                }
+                Ok(_) => {
+                    tracing::error!(
+                        "the API's database was put back to an earlier state: the hub starts anew, and its nodes judge"
+                    );
+                    return;
+                }
+                Err(error) => {
+                    tracing::warn!(%error, "cannot read the lineage of the API's database; trying again");
+                    tokio::time::sleep(RETRY).await;
+                    self.listed.notify_one();
+                }
+            }
+        }
+    }
+
+    fn take_lineage(&self, lineage: Arc<Lineage>, lists: u64) {
+        let mut state = self.lock();
+        state.lineage = lineage;
+        state.lineage_at = lists;
+        for node in &state.served {
+            state.publish(node);
+        }
+        drop(state);
+        self.changed.send_modify(|n| *n += 1);
     }
 
     async fn watch_kind(&self, kind: Kind, path: &str) {
@@ -226,6 +293,9 @@ impl Registry {
     fn take(&self, kind: Kind, change: Change) {
         let mut state = self.lock();
         let served_before = state.served.len();
+        if kind == Kind::Pod && matches!(change, Change::List(..)) {
+            self.listed.notify_one();
+        }
         let dirty = match change {
             Change::List(items, rv) => state.replace(kind, items, rv),
             Change::Apply(object) => {
@@ -298,16 +368,20 @@ impl Registry {
             node: Some(node.clone()),
         };
         list_watch::run(&self.api, &target, |change| {
-            let found = match change {
-                Change::List(items, _) => items.into_iter().next(),
-                Change::Apply(object) => Some(object),
-                Change::Delete(_) => None,
+            let (found, rv) = match change {
+                Change::List(items, rv) => (items.into_iter().next(), rv),
+                Change::Apply(object) => {
+                    let rv = version(&object);
+                    (Some(object), rv)
+                }
+                Change::Delete(object) => (None, version(&object)),
                 // The node authorizer may not have seen the pod yet; what was known stands, what was not is waited for.
                 Change::Bookmark(_) | Change::Refused(_) => return,
             };
             let found = found.map(|object| Arc::new(desired(key.kind, &object)));
             let mut state = self.lock();
             state.named.entry(node.clone()).or_default().insert(key.clone(), found);
+            state.see(rv);
             state.publish(&node);
         })
         .await;
@@ -329,6 +403,7 @@ impl State {
             // The API went back in time: an older backup was restored. The edges judge that.
             self.era += 1;
             self.marks.clear();
+            self.revision = 0;
         }
         match kind {
             Kind::Pod => {
@@ -343,12 +418,18 @@ impl State {
             self.apply(kind, item);
         }
         self.marks.insert(kind, rv);
+        self.see(rv);
         self.served.iter().cloned().collect()
     }
 
     fn mark(&mut self, kind: Kind, rv: u64) {
         let mark = self.marks.entry(kind).or_default();
         *mark = rv.max(*mark);
+        self.see(rv);
+    }
+
+    fn see(&mut self, rv: u64) {
+        self.revision = rv.max(self.revision);
     }
 
     fn apply(&mut self, kind: Kind, object: Value) -> BTreeSet<String> {
@@ -438,7 +519,8 @@ impl State {
             .iter()
             .all(|kind| self.marks.contains_key(kind));
         // A node that became served after the list of pods has none yet: an empty view would be proof that all are gone.
-        if !listed || !self.listed.contains(node) || self.identity.is_none() {
+        let placed = self.lineage_at >= self.pod_lists;
+        if !listed || !placed || !self.listed.contains(node) || self.identity.is_none() {
             return None;
         }
         let mut objects = BTreeMap::new();
@@ -462,6 +544,9 @@ impl State {
             synced: true,
             era: self.era,
             marks: self.marks.clone(),
+            revision: self.revision,
+            lineage: self.lineage.clone(),
+            pod_lists: self.pod_lists,
             objects: Arc::new(objects),
         })
     }
@@ -506,6 +591,7 @@ mod tests {
     fn state() -> State {
         let mut state = State {
             identity: Some(ApiIdentity("a".into())),
+            lineage_at: u64::MAX,
             ..State::default()
         };
         state.served.insert("n".into());

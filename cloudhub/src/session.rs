@@ -262,7 +262,7 @@ impl Task {
         }
         let list = *waiting.list.get_or_insert_with(|| self.registry.list_pods_again());
         // A list that began after the Hello and is older than what the edge has: the API itself went back.
-        self.registry.pod_lists() < list || !went_back(view, &waiting.hello)
+        view.pod_lists < list || !went_back(view, &waiting.hello)
     }
 
     /// Passes on what a person decided.
@@ -473,17 +473,19 @@ fn is_behind(view: &NodeView, hello: &Hello) -> bool {
             .ok()
             .and_then(|kind| view.marks.get(&kind).copied())
     };
-    same && hello
-        .marks
-        .iter()
-        .any(|mark| offered(&mark.kind).unwrap_or_default() < mark.resource_version)
+    let place = hello.place.unwrap_or_default();
+    let marks = hello.marks.iter();
+    let mut marks = marks.map(|mark| offered(&mark.kind).unwrap_or_default() < mark.resource_version);
+    same && (marks.any(|behind| behind) || view.revision < place.revision || view.lineage.number() < place.number)
 }
 
-/// Whether the view's list of pods, just made, is older than what the edge has of anything: resourceVersions of one API
-/// come from one counter.
+/// Whether the view's list of pods, just made, is older than what the edge has of anything (resourceVersions of one API
+/// come from one counter), or the lineage, read after it, lacks the point that the edge has seen.
 fn went_back(view: &NodeView, hello: &Hello) -> bool {
-    let newest = hello.marks.iter().map(|mark| mark.resource_version).max();
-    view.marks.get(&Kind::Pod).copied() < newest
+    let place = hello.place.unwrap_or_default();
+    let marks = hello.marks.iter().map(|mark| mark.resource_version);
+    let newest = marks.fold(place.revision, u64::max);
+    view.marks.get(&Kind::Pod).is_none_or(|mark| *mark < newest) || view.lineage.number() < place.number
 }
 
 fn priority(priority: Priority) -> tunnel::Priority {
@@ -518,6 +520,8 @@ fn source_view(view: &NodeView) -> SourceView {
     SourceView {
         identity,
         marks,
+        revision: view.revision,
+        lineage: view.lineage.clone(),
         objects,
     }
 }
@@ -546,5 +550,63 @@ fn now() -> Now {
         boottime,
         wall,
         wall_trusted: true,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use relay::Lineage;
+    use wire::proto::{Mark, Place};
+
+    fn view(pods: u64, revision: u64, lineage: &str) -> NodeView {
+        NodeView {
+            identity: Some(ApiIdentity("a".into())),
+            marks: BTreeMap::from([(Kind::Pod, pods)]),
+            revision,
+            lineage: Arc::new(Lineage::parse(lineage)),
+            ..NodeView::default()
+        }
+    }
+
+    fn hello(pods: u64, revision: u64, number: u64) -> Hello {
+        Hello {
+            identity: "a".into(),
+            marks: vec![Mark {
+                kind: "Pod".into(),
+                resource_version: pods,
+            }],
+            place: Some(Place {
+                number,
+                id: 7,
+                revision,
+            }),
+            ..Hello::default()
+        }
+    }
+
+    #[test]
+    fn a_hub_is_behind_an_edge_that_has_seen_a_later_pod_secret_or_point() {
+        let view = view(10, 12, "1 07 0\n2 08 0\n");
+        assert!(!is_behind(&view, &hello(10, 12, 2)));
+        for later in [hello(11, 12, 2), hello(10, 13, 2), hello(10, 12, 3)] {
+            assert!(is_behind(&view, &later), "{later:?}");
+        }
+        let other = Hello {
+            identity: "b".into(),
+            ..hello(11, 13, 3)
+        };
+        assert!(!is_behind(&view, &other), "another API's numbers say nothing");
+    }
+
+    #[test]
+    fn an_api_that_listed_anew_and_lacks_what_the_edge_has_seen_went_back() {
+        let listed = view(20, 20, "1 07 0\n");
+        assert!(
+            !went_back(&listed, &hello(19, 20, 1)),
+            "another kind is behind, and will follow"
+        );
+        assert!(went_back(&listed, &hello(19, 21, 1)));
+        assert!(went_back(&listed, &hello(19, 20, 2)), "its number of points is too low");
     }
 }

@@ -32,4 +32,4 @@ pub mod store;
 mod table;
 
 pub use pki::PkiError;
-pub use server::{BuildError, Config, KUBERNETES, Server, build};
+pub use server::{BuildError, Config, FirstWrite, KUBERNETES, Server, build};

@@ -47,6 +47,22 @@ pub struct Config {
     pub unreachable_toleration_seconds: i64,
     /// Namespace and name of the Secret whose `tls.crt` signs the kubelet APIs' certificates.
     pub kubelet_ca: (String, String),
+    /// What each start writes before anything else can be written.
+    pub first_write: Option<FirstWrite>,
+}
+
+/// A change of an object, where it is there, that each start makes before any other write: so a database that is put back
+/// to an earlier state shows where it went on.
+#[derive(Debug, Clone)]
+pub struct FirstWrite {
+    /// The object's kind.
+    pub plural: &'static str,
+    /// Its namespace.
+    pub namespace: String,
+    /// Its name.
+    pub name: String,
+    /// The change; it is told the resourceVersion that it gets.
+    pub change: fn(&mut Value, u64),
 }
 
 /// Why the API server did not start.
@@ -106,6 +122,7 @@ pub async fn build(config: Config) -> Result<Server, BuildError> {
     let (store, committer) = open(config.data.join("store")).await?;
     let mut tasks = JoinSet::new();
     tasks.spawn(commit(committer));
+    write_first(&store, config.first_write.as_ref()).await?;
     let auth = auth::Config {
         issuer: ISSUER.into(),
         audiences: vec![ISSUER.into()],
@@ -173,6 +190,26 @@ async fn open(path: PathBuf) -> Result<(Store, Committer), BuildError> {
         path: at,
         source: Box::new(source),
     })
+}
+
+async fn write_first(store: &Store, first: Option<&FirstWrite>) -> Result<(), BuildError> {
+    let Some(first) = first else { return Ok(()) };
+    let what = format!("{} {}", first.plural, first.name);
+    let row = kinds::rows().find(|row| row.plural == first.plural);
+    let Some(row) = row else {
+        return made(&what, Err(Status::no_such_path()));
+    };
+    let key = Key::new(row.storage, &first.namespace, &first.name);
+    let Some(stored) = store.latest(&key) else {
+        return Ok(());
+    };
+    let mut object = stored.value();
+    (first.change)(&mut object, store.version() + 1);
+    let put = store.put(key, Expect::Version(stored.resource_version), object).await;
+    made(
+        &what,
+        put.map(|_| ()).map_err(|error| crate::registry::unavailable(&error)),
+    )
 }
 
 async fn commit(committer: Committer) -> &'static str {
@@ -379,6 +416,62 @@ impl Server {
             () = serving => {}
             ended = self.tasks.join_next() => tracing::error!(task = ?ended, "a part of the embedded API ended"),
             _ = stop.wait_for(|stop| *stop) => {}
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NOTED: &str = "/metadata/annotations/at";
+
+    fn config(data: &std::path::Path) -> Config {
+        Config {
+            data: data.to_owned(),
+            listen: "127.0.0.1:0".parse().unwrap(),
+            names: Vec::new(),
+            service_range: (Ipv4Addr::new(10, 96, 0, 0), 16),
+            not_ready_toleration_seconds: 300,
+            unreachable_toleration_seconds: 300,
+            kubelet_ca: ("kedge-system".into(), "ca-serving".into()),
+            first_write: Some(FirstWrite {
+                plural: "configmaps",
+                namespace: "kube-system".into(),
+                name: "extension-apiserver-authentication".into(),
+                change: |object, revision| object["metadata"]["annotations"] = json!({"at": revision.to_string()}),
+            }),
+        }
+    }
+
+    /// The last start's tasks let go of the store a moment after they were dropped.
+    async fn start(data: &std::path::Path) -> Server {
+        for _ in 0..100 {
+            match Box::pin(build(config(data))).await {
+                Ok(server) => return server,
+                Err(BuildError::Store { .. }) => tokio::time::sleep(Duration::from_millis(50)).await,
+                Err(error) => panic!("{error}"),
+            }
+        }
+        panic!("the store stays locked");
+    }
+
+    fn noted(server: &Server) -> (String, u64) {
+        let key = Key::new("configmaps", "kube-system", "extension-apiserver-authentication");
+        let stored = server.shared.registry.store().get(&key).unwrap();
+        (object::text(&stored.value(), NOTED).to_owned(), stored.resource_version)
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn the_first_write_of_a_start_is_above_all_that_was_and_below_all_that_comes() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut server = start(dir.path()).await;
+        assert_eq!(noted(&server).0, "", "there was nothing to change");
+        for _ in 0..2 {
+            let before = server.shared.registry.store().version();
+            drop(server);
+            server = start(dir.path()).await;
+            assert_eq!(noted(&server), ((before + 1).to_string(), before + 1));
         }
     }
 }

@@ -10,6 +10,8 @@ pub struct Faults {
     pub count_ignored: bool,
     /// The edge takes a snapshot that is older than what it has.
     pub older_snapshot_accepted: bool,
+    /// The edge does not look at the lineage of the API's database.
+    pub lineage_ignored: bool,
     /// The receiver delivers what has expired.
     pub expired_delivered: bool,
     /// The sender puts a superseded state behind the newer one.

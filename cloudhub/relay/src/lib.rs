@@ -9,6 +9,7 @@
 //!   * [`Source`] at the hub: what the edge should hold against what it was sent → Apply, Delete, SnapshotSent
 //!   * [`Replica`] at the edge: what it holds, from which API, how old; decides what may be applied and what proves a
 //!     deletion
+//!   * [`Lineage`]: the starts of the API's database, by which one that was restored from a backup is known
 //!
 //! A link lives as long as its tunnel session: sequence numbers start anew with each. What survives is in the owners'
 //! stores: the edge's objects and outbox, the cluster's API.
@@ -17,6 +18,7 @@
 
 mod digest;
 mod faults;
+mod lineage;
 mod link;
 mod outgoing;
 mod receiver;
@@ -26,6 +28,7 @@ mod source;
 
 pub use digest::{Digest, Entry, object_version};
 pub use faults::Faults;
+pub use lineage::Lineage;
 pub use link::{Event, Item, Link, SendError, Transmit};
 pub use outgoing::{Outgoing, Push};
 pub use replica::{Change, Effect, Held, Replica, ReplicaState};

@@ -1,7 +1,8 @@
 //! The edge's side of the desired state: what it holds, and what may change it.
 //!
 //! A deletion needs proof: a Delete that the hub saw, or absence from a snapshot that is complete (count and digest),
-//! comes from the API that the objects came from, and is not older than what this edge has committed. Else nothing is
+//! comes from the API that the objects came from, and is not older than what this edge has committed: not by its
+//! resourceVersions, nor by the lineage of its database ([`crate::Lineage`]), which a backup cuts short. Else nothing is
 //! touched and the edge is *suspect* until a person decides (`kedge adopt`), or until the API that it knows is back.
 //!
 //! An API that was older once has lost part of its history: its later resourceVersions prove nothing, however large. That
@@ -10,14 +11,17 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use wire::proto::{Apply, Delete, Down, Hello, Mark, SnapshotSent, Suspect, down};
+use wire::proto::{Apply, Begin, Delete, Descent, Down, Hello, Mark, Place, SnapshotSent, Suspect, down};
 
 use crate::digest::{self, Digest, Entry, triple};
 use crate::faults::Faults;
+use crate::lineage;
 use crate::source::Key;
 
 /// Names that a Suspect lists; more help nobody.
 const STOPS: usize = 100;
+/// Answers of one session that make no sense before the hub is doubted.
+const MISMATCHES: u32 = 3;
 
 /// What the edge's store says about an object.
 pub type Held = Entry;
@@ -29,6 +33,9 @@ pub struct ReplicaState {
     pub identity: String,
     /// How old the objects are at least: resourceVersion a kind.
     pub marks: BTreeMap<String, u64>,
+    /// Where in the life of the API's database that was. Its resourceVersion also covers what has no mark: Secrets and
+    /// ConfigMaps.
+    pub place: Place,
     /// Whether a snapshot has ever been completed.
     pub synced: bool,
     /// Why this API's resourceVersions prove nothing any more: it was seen older than this edge.
@@ -74,7 +81,7 @@ pub struct Replica {
     /// Whether the hub has begun its answer to the last Hello.
     begun: bool,
     suspect: Option<String>,
-    /// Times that a snapshot did not match in this session.
+    /// Times that an answer of the hub did not match in this session.
     mismatches: u32,
 }
 
@@ -99,6 +106,7 @@ impl Replica {
             identity: self.state.identity.clone(),
             marks: marks(&self.state.marks),
             have: self.held.iter().map(|(key, entry)| digest::short(key, entry)).collect(),
+            place: Some(self.state.place),
         }
     }
 
@@ -123,11 +131,11 @@ impl Replica {
     /// Takes an item of class `desired` (or an Adopt of class `control`).
     pub fn handle(&mut self, down: Down) -> Effect {
         match down.body {
-            Some(down::Body::Begin(begin)) => self.begin(begin.identity, begin.marks),
+            Some(down::Body::Begin(begin)) => self.begin(begin),
             Some(down::Body::Apply(apply)) if self.believes() => self.apply(apply),
             Some(down::Body::Delete(delete)) if self.believes() => self.delete(&delete),
             Some(down::Body::SnapshotSent(snapshot)) if self.believes() => self.snapshot(snapshot),
-            Some(down::Body::Marks(marks)) if self.believes() => self.advance(marks.marks),
+            Some(down::Body::Marks(marks)) if self.believes() => self.advance(marks.marks, marks.place),
             Some(down::Body::Adopt(adopt)) => self.adopt(adopt.identity),
             // What a suspect edge is sent is looked at again after the adoption's Hello.
             _ => Effect::default(),
@@ -138,33 +146,39 @@ impl Replica {
         self.begun && self.suspect.is_none()
     }
 
-    fn begin(&mut self, identity: String, marks: Vec<Mark>) -> Effect {
+    fn begin(&mut self, begin: Begin) -> Effect {
         self.begun = true;
-        let offered = by_kind(marks);
+        let offered = by_kind(begin.marks);
+        let place = begin.place.unwrap_or_default();
         if self.held.is_empty() {
             self.state = ReplicaState {
-                synced: self.state.synced && self.state.identity == identity,
-                identity: identity.clone(),
+                synced: self.state.synced && self.state.identity == begin.identity,
+                identity: begin.identity.clone(),
                 ..ReplicaState::default()
             };
         }
-        if self.state.identity != identity {
+        if self.state.identity != begin.identity {
             return self.doubt(format!(
-                "the hub's API is another one: {identity} instead of {}",
-                self.state.identity
+                "the hub's API is another one: {} instead of {}",
+                begin.identity, self.state.identity
             ));
         }
         if let Some(reason) = self.state.forked.clone() {
             return self.doubt(reason);
         }
-        if let Some(reason) = self.older(&offered) {
+        let descent = begin.descent.unwrap_or_default();
+        let mine = self.state.place.number;
+        if mine != 0 && place.number != 0 && descent.number != mine {
+            return self.ask_again("the hub does not say what became of the point that this node has seen");
+        }
+        if let Some(reason) = self.older(&offered, &place).or_else(|| self.parted(&place, &descent)) {
             self.state.forked = Some(reason.clone());
             let mut effect = self.doubt(reason);
             effect.changes.push(Change::State(self.state.clone()));
             return effect;
         }
         self.suspect = None;
-        self.raise(offered);
+        self.raise(offered, place);
         // Before anything of this state is applied, its marks are durable.
         Effect {
             changes: vec![Change::State(self.state.clone())],
@@ -172,23 +186,62 @@ impl Replica {
         }
     }
 
-    /// Why `offered` is older than what this edge has.
-    fn older(&self, offered: &BTreeMap<String, u64>) -> Option<String> {
+    /// Why `offered`, or what was seen at `place`, is older than what this edge has.
+    fn older(&self, offered: &BTreeMap<String, u64>, place: &Place) -> Option<String> {
+        if self.faults.older_snapshot_accepted {
+            return None;
+        }
         let is_older = |(kind, have): &(&String, &u64)| offered.get(*kind).is_none_or(|rv| rv < have);
-        let (kind, have) = self.state.marks.iter().find(is_older)?;
-        let rv = offered.get(kind).copied().unwrap_or_default();
-        let reason = format!("the hub's API is older than this node: {kind} at {rv} instead of {have} or later");
-        Some(reason).filter(|_| !self.faults.older_snapshot_accepted)
+        let kind = self.state.marks.iter().find(is_older).map(|(kind, have)| {
+            let rv = offered.get(kind).copied().unwrap_or_default();
+            (kind.as_str(), rv, *have)
+        });
+        // A hub that tells no place says nothing of it.
+        let seen = self.state.place.revision;
+        let whole = (1..seen)
+            .contains(&place.revision)
+            .then_some(("everything", place.revision, seen));
+        let (what, rv, have) = kind.or(whole)?;
+        Some(format!(
+            "the hub's API is older than this node: {what} at {rv} instead of {have} or later"
+        ))
     }
 
-    fn raise(&mut self, offered: BTreeMap<String, u64>) -> bool {
+    /// Why the API's database, of the same identity, is not what became of the one that this edge has seen.
+    fn parted(&self, place: &Place, descent: &Descent) -> Option<String> {
+        if self.faults.lineage_ignored {
+            return None;
+        }
+        let seen = self.state.place;
+        let newest = self.state.marks.values().copied().fold(seen.revision, u64::max);
+        lineage::parted(&seen, newest, place, descent)
+    }
+
+    fn raise(&mut self, offered: BTreeMap<String, u64>, place: Place) -> bool {
+        let before = self.state.place;
         let mut moved = false;
         for (kind, rv) in offered {
             let have = self.state.marks.entry(kind).or_default();
             moved |= rv > *have;
             *have = rv.max(*have);
         }
-        moved
+        if place.number != 0 {
+            self.state.place = place;
+        }
+        self.state.place.revision = place.revision.max(before.revision);
+        moved || self.state.place != before
+    }
+
+    /// An answer does not match: a new Hello, and doubt when that does not help.
+    fn ask_again(&mut self, reason: &str) -> Effect {
+        self.mismatches += 1;
+        if self.mismatches > MISMATCHES {
+            return self.doubt(reason.into());
+        }
+        Effect {
+            hello: Some(self.hello()),
+            ..Effect::default()
+        }
     }
 
     fn doubt(&mut self, reason: String) -> Effect {
@@ -242,7 +295,8 @@ impl Replica {
     fn snapshot(&mut self, snapshot: SnapshotSent) -> Effect {
         let drop: BTreeSet<u64> = snapshot.drop.into_iter().collect();
         let offered = by_kind(snapshot.marks);
-        let known = snapshot.identity == self.state.identity && self.older(&offered).is_none();
+        let place = snapshot.place.unwrap_or_default();
+        let known = snapshot.identity == self.state.identity && self.older(&offered, &place).is_none();
         let rest: BTreeMap<_, _> = self
             .held
             .iter()
@@ -252,19 +306,12 @@ impl Replica {
             && rest.len() as u64 == snapshot.count
             && digest::set(rest.iter().map(|(k, e)| (*k, *e))).as_slice() == snapshot.digest.as_ref();
         if !complete && !self.faults.count_ignored {
-            self.mismatches += 1;
-            if self.mismatches > 3 {
-                return self.doubt("the hub's snapshots are not complete".into());
-            }
-            return Effect {
-                hello: Some(self.hello()),
-                ..Effect::default()
-            };
+            return self.ask_again("the hub's snapshots are not complete");
         }
         let rest: BTreeSet<Key> = rest.into_keys().cloned().collect();
         let removed: Vec<Key> = self.held.keys().filter(|key| !rest.contains(*key)).cloned().collect();
         self.held.retain(|key, _| rest.contains(key));
-        self.raise(offered);
+        self.raise(offered, place);
         self.state.synced = true;
         let mut changes: Vec<Change> = removed.into_iter().map(|key| Change::Remove { key }).collect();
         changes.push(Change::State(self.state.clone()));
@@ -274,23 +321,22 @@ impl Replica {
         }
     }
 
-    fn advance(&mut self, offered: Vec<Mark>) -> Effect {
-        let moved = self.raise(by_kind(offered));
+    fn advance(&mut self, offered: Vec<Mark>, place: Option<Place>) -> Effect {
+        let moved = self.raise(by_kind(offered), place.unwrap_or_default());
         Effect {
             changes: moved.then(|| Change::State(self.state.clone())).into_iter().collect(),
             ..Effect::default()
         }
     }
 
-    /// A person says that `identity` is the truth: the next Hello starts from no marks.
+    /// A person says that `identity` is the truth: the next Hello starts from no marks and no place.
     fn adopt(&mut self, identity: String) -> Effect {
         self.suspect = None;
         self.mismatches = 0;
         self.state = ReplicaState {
             identity,
-            marks: BTreeMap::new(),
             synced: self.state.synced,
-            forked: None,
+            ..ReplicaState::default()
         };
         let state = Change::State(self.state.clone());
         Effect {

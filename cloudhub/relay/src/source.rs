@@ -4,15 +4,17 @@
 //! changes again before it is sent is sent once.
 //!
 //! Marks go down *before* the changes that they cover: an edge that has committed an object has committed a mark that is
-//! not below it, so that no backup from between can look complete to it.
+//! not below it, so that no backup from between can look complete to it. The place in the life of the API's database goes
+//! with them, and covers what has no mark of its kind.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use bytes::Bytes;
-use wire::proto::{Apply, Begin, Delete, Down, Hello, Mark, Marks, SnapshotSent, down};
+use wire::proto::{Apply, Begin, Delete, Down, Hello, Mark, Marks, Place, SnapshotSent, down};
 
 use crate::digest::{self, Digest, Entry, wire_key};
+use crate::lineage::Lineage;
 
 /// Kind, namespace (empty when it has none), name.
 pub type Key = (String, String, String);
@@ -44,8 +46,18 @@ pub struct SourceView {
     pub identity: String,
     /// How old it is at least: resourceVersion a kind.
     pub marks: BTreeMap<String, u64>,
+    /// The highest resourceVersion of any kind that was seen: not below any object's.
+    pub revision: u64,
+    /// The life of the API's database.
+    pub lineage: Arc<Lineage>,
     /// The objects.
     pub objects: BTreeMap<Key, Arc<SourceObject>>,
+}
+
+impl SourceView {
+    fn place(&self) -> Place {
+        self.lineage.place(self.revision)
+    }
 }
 
 /// The state of one edge's replica as the hub knows it.
@@ -60,24 +72,29 @@ pub struct Source {
     begin: bool,
     snapshot: bool,
     marks_sent: BTreeMap<String, u64>,
+    place_sent: Place,
     marks_due: bool,
+    /// The point of the lineage that the edge has seen.
+    asked: u64,
 }
 
 impl Source {
     /// Starts with what the edge says it has.
     #[must_use]
     pub fn new(hello: &Hello, view: SourceView) -> Self {
-        Self::with(hello.have.iter().copied().collect(), view)
+        let asked = hello.place.map_or(0, |place| place.number);
+        Self::with(hello.have.iter().copied().collect(), view, asked)
     }
 
     /// Starts over with a view that does not continue the last one (the API behind the hub is another one or went back in
     /// time): what is missing in it is no deletion that anybody saw. The edge judges it, as at the start of a session.
     pub fn restart(&mut self, view: SourceView) {
         let sent = self.sent.iter().map(|(key, entry)| digest::short(key, entry));
-        *self = Self::with(sent.chain(self.unmatched.iter().copied()).collect(), view);
+        let asked = if self.begin { self.asked } else { self.place_sent.number };
+        *self = Self::with(sent.chain(self.unmatched.iter().copied()).collect(), view, asked);
     }
 
-    fn with(mut unmatched: BTreeSet<u64>, view: SourceView) -> Self {
+    fn with(mut unmatched: BTreeSet<u64>, view: SourceView, asked: u64) -> Self {
         let mut sent = BTreeMap::new();
         for (key, object) in &view.objects {
             let entry = object.entry();
@@ -87,6 +104,8 @@ impl Source {
         }
         let mut source = Self {
             marks_sent: view.marks.clone(),
+            place_sent: view.place(),
+            asked,
             view,
             sent,
             unmatched,
@@ -107,7 +126,11 @@ impl Source {
         self.view = view;
         self.find_pending();
         self.marks_due |= marks_due || !self.pending.is_empty();
-        !self.pending.is_empty() || (self.marks_due && self.marks_sent != self.view.marks)
+        !self.pending.is_empty() || (self.marks_due && self.marks_moved())
+    }
+
+    fn marks_moved(&self) -> bool {
+        self.marks_sent != self.view.marks || self.place_sent != self.view.place()
     }
 
     fn find_pending(&mut self) {
@@ -146,11 +169,17 @@ impl Source {
             let begin = Begin {
                 identity: self.view.identity.clone(),
                 marks: self.marks(),
+                place: Some(self.view.place()),
+                descent: Some(self.view.lineage.descent(self.asked)),
             };
             return Some((String::new(), down::Body::Begin(begin)));
         }
-        if std::mem::take(&mut self.marks_due) && self.marks_sent != self.view.marks {
-            return Some((String::new(), down::Body::Marks(Marks { marks: self.marks() })));
+        if std::mem::take(&mut self.marks_due) && self.marks_moved() {
+            let marks = Marks {
+                marks: self.marks(),
+                place: Some(self.place_sent),
+            };
+            return Some((String::new(), down::Body::Marks(marks)));
         }
         if let Some(key) = self.pending.pop_first() {
             return Some((format!("{}/{}/{}", key.0, key.1, key.2), self.change(key)));
@@ -188,11 +217,13 @@ impl Source {
             count: self.sent.len() as u64,
             digest: digest::set(self.sent.iter()).to_vec().into(),
             drop: std::mem::take(&mut self.unmatched).into_iter().collect(),
+            place: Some(self.place_sent),
         }
     }
 
     fn marks(&mut self) -> Vec<Mark> {
         self.marks_sent.clone_from(&self.view.marks);
+        self.place_sent = self.view.place();
         self.view
             .marks
             .iter()

@@ -13,7 +13,7 @@ use bytes::Bytes;
 use rand::rngs::StdRng;
 use rand::{Rng as _, SeedableRng as _};
 use relay::{
-    Change, Event, Faults, Held, Item, Key, Link, Replica, ReplicaState, Source, SourceObject, SourceView,
+    Change, Event, Faults, Held, Item, Key, Lineage, Link, Replica, ReplicaState, Source, SourceObject, SourceView,
     object_version,
 };
 use wire::proto::{Adopt, Down, Up, down, up};
@@ -25,6 +25,9 @@ const STEP: Duration = Duration::from_millis(20);
 struct World {
     identity: String,
     rv: u64,
+    /// The mark of Pods; Secrets have none.
+    mark: u64,
+    lineage: Lineage,
     objects: BTreeMap<Key, Arc<SourceObject>>,
     deleted: BTreeSet<String>,
 }
@@ -33,18 +36,42 @@ impl World {
     fn view(&self) -> SourceView {
         SourceView {
             identity: self.identity.clone(),
-            marks: BTreeMap::from([("Pod".to_owned(), self.rv)]),
+            marks: BTreeMap::from([("Pod".to_owned(), self.mark)]),
+            revision: self.rv,
+            lineage: Arc::new(self.lineage.clone()),
             objects: self.objects.clone(),
         }
     }
 
+    /// Its API starts, and says so in its first write.
+    fn start(&mut self, rng: &mut StdRng) {
+        self.count(1);
+        self.lineage.grow(rng.random(), self.rv);
+    }
+
+    /// A hub above a cluster adds a point.
+    fn point(&mut self, rng: &mut StdRng) {
+        self.count(1);
+        self.lineage.grow(rng.random(), 0);
+    }
+
+    fn count(&mut self, writes: u64) {
+        self.rv += writes;
+        self.mark = self.rv;
+    }
+
     fn change(&mut self, rng: &mut StdRng) {
+        let kind = if rng.random_range(0..3) == 0 { "Secret" } else { "Pod" };
+        self.change_of(kind, rng);
+    }
+
+    fn change_of(&mut self, kind: &str, rng: &mut StdRng) {
         self.rv += 1;
-        let key = (
-            "Pod".to_owned(),
-            "default".to_owned(),
-            format!("pod-{}", rng.random_range(0..6)),
-        );
+        if kind == "Pod" {
+            self.mark = self.rv;
+        }
+        let name = format!("{}-{}", kind.to_lowercase(), rng.random_range(0..6));
+        let key = (kind.to_owned(), "default".to_owned(), name);
         match rng.random_range(0..4) {
             0 => {
                 if let Some(old) = self.objects.remove(&key) {
@@ -120,14 +147,17 @@ struct Simulation {
 
 impl Simulation {
     fn new(seed: u64, faults: Faults) -> Self {
-        let world = World {
+        let mut rng = StdRng::seed_from_u64(seed);
+        let mut world = World {
             identity: "a".into(),
             rv: 1,
+            mark: 1,
             ..World::default()
         };
+        world.start(&mut rng);
         let disk = Disk::default();
         let mut simulation = Self {
-            rng: StdRng::seed_from_u64(seed),
+            rng,
             now: Duration::from_secs(1),
             faults,
             backup: world.clone(),
@@ -233,6 +263,14 @@ impl Simulation {
                 }
             }
             66 => self.session(),
+            69 => {
+                self.world.start(&mut self.rng);
+                self.session();
+            }
+            70 => {
+                self.world.point(&mut self.rng);
+                self.show_world();
+            }
             68 => {
                 // The hub lost track and starts over within the session.
                 let view = self.world.view();
@@ -456,6 +494,9 @@ impl Simulation {
             self.step(true);
         }
         self.settle();
+        if self.suspicions > 0 {
+            self.violations.push("an API that lost nothing is not believed".into());
+        }
     }
 
     fn settle(&mut self) {
@@ -570,6 +611,30 @@ enum Meets {
     SameSession,
     /// In new sessions; the API has moved on past where it was.
     MovedOn,
+    /// When the API, started anew, has counted past all that the edge saw.
+    CountedPast,
+    /// The same above a cluster, where no start writes anything first: after the backup a hub had added a point.
+    PointLost,
+}
+
+/// Puts the backup back, and what the API does before the edge meets it.
+fn restore(simulation: &mut Simulation, meets: Meets) {
+    simulation.world = World {
+        deleted: simulation.world.deleted.clone(),
+        ..simulation.backup.clone()
+    };
+    match meets {
+        Meets::CountedPast => {
+            simulation.world.start(&mut simulation.rng);
+            simulation.world.count(1000);
+            simulation.world.start(&mut simulation.rng);
+        }
+        Meets::PointLost => {
+            simulation.world.count(1000);
+            simulation.world.point(&mut simulation.rng);
+        }
+        _ => {}
+    }
 }
 
 /// A restored backup: an API that is the same and older, in which some objects are missing.
@@ -581,6 +646,9 @@ fn restored(seed: u64, faults: Faults, meets: Meets) -> Vec<String> {
     // What comes after the backup arrives live, not in a snapshot.
     simulation.settle();
     simulation.backup = simulation.world.clone();
+    if meets == Meets::PointLost {
+        simulation.world.point(&mut simulation.rng);
+    }
     while simulation.world.rv < simulation.backup.rv + 20
         || !simulation
             .world
@@ -592,10 +660,7 @@ fn restored(seed: u64, faults: Faults, meets: Meets) -> Vec<String> {
     }
     simulation.settle();
     let before = simulation.disk_view();
-    simulation.world = World {
-        deleted: simulation.world.deleted.clone(),
-        ..simulation.backup.clone()
-    };
+    restore(&mut simulation, meets);
     if meets == Meets::SameSession {
         let view = simulation.world.view();
         simulation.hub.source.as_mut().unwrap().restart(view);
@@ -606,7 +671,7 @@ fn restored(seed: u64, faults: Faults, meets: Meets) -> Vec<String> {
         simulation.step(false);
     }
     if meets == Meets::MovedOn {
-        simulation.world.rv += 1000;
+        simulation.world.count(1000);
         simulation.show_world();
         for _ in 0..500 {
             simulation.step(false);
@@ -619,7 +684,7 @@ fn restored(seed: u64, faults: Faults, meets: Meets) -> Vec<String> {
     if simulation.disk_view() != before {
         simulation.violations.push("an older snapshot changed the edge".into());
     }
-    if simulation.suspicions == 0 && !simulation.faults.older_snapshot_accepted {
+    if simulation.suspicions == 0 && simulation.faults == Faults::default() {
         simulation
             .violations
             .push("the edge does not say that it is suspect".into());
@@ -630,13 +695,50 @@ fn restored(seed: u64, faults: Faults, meets: Meets) -> Vec<String> {
 #[test]
 fn a_restored_api_changes_nothing_however_the_edge_meets_it() {
     for seed in 0..25 {
-        for meets in [Meets::NewSession, Meets::SameSession, Meets::MovedOn] {
+        for meets in [
+            Meets::NewSession,
+            Meets::SameSession,
+            Meets::MovedOn,
+            Meets::CountedPast,
+            Meets::PointLost,
+        ] {
             assert_eq!(
                 restored(seed, Faults::default(), meets),
                 Vec::<String>::new(),
                 "seed {seed}"
             );
         }
+    }
+}
+
+/// Only Secrets changed since the backup: no mark of their kind says so.
+#[test]
+fn a_restored_api_reverts_no_secret() {
+    for seed in 0..25 {
+        let mut simulation = Simulation::new(seed, Faults::default());
+        for _ in 0..5 {
+            simulation.world.change(&mut simulation.rng);
+        }
+        simulation.settle();
+        simulation.backup = simulation.world.clone();
+        while simulation.world.objects == simulation.backup.objects {
+            simulation.world.change_of("Secret", &mut simulation.rng);
+        }
+        simulation.settle();
+        let before = simulation.disk.objects.clone();
+        simulation.world = World {
+            deleted: simulation.world.deleted.clone(),
+            ..simulation.backup.clone()
+        };
+        simulation.session();
+        for _ in 0..500 {
+            simulation.step(false);
+        }
+        assert!(simulation.disk.objects == before, "seed {seed}");
+        assert!(
+            simulation.suspicions > 0 && simulation.violations.is_empty(),
+            "seed {seed}"
+        );
     }
 }
 
@@ -700,6 +802,7 @@ fn another_api_changes_nothing_until_it_is_adopted() {
     simulation.world = World {
         identity: "b".into(),
         rv: 1,
+        mark: 1,
         ..World::default()
     };
     simulation.session();
@@ -781,6 +884,17 @@ fn the_checker_catches_every_fault() {
             .iter()
             .any(|v| v.contains("without proof") || v.contains("older snapshot"))
     );
+    let faults = Faults {
+        lineage_ignored: true,
+        ..Faults::default()
+    };
+    for meets in [Meets::CountedPast, Meets::PointLost] {
+        assert!(
+            caught(faults, |seed, faults| restored(seed, faults, meets))
+                .iter()
+                .any(|v| v.contains("without proof") || v.contains("older snapshot"))
+        );
+    }
     let faults = Faults {
         expired_delivered: true,
         ..Faults::default()

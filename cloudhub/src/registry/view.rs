@@ -9,6 +9,7 @@ use std::str::FromStr;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use relay::Lineage;
 
 /// Identity of the API that objects come from: the uid of namespace `kube-system`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -150,6 +151,12 @@ pub struct NodeView {
     pub era: u64,
     /// Per kind with [`Kind::has_mark`], the resourceVersion up to which the hub has seen everything.
     pub marks: BTreeMap<Kind, u64>,
+    /// The highest resourceVersion that the hub has seen of anything: not below any object's here.
+    pub revision: u64,
+    /// The life of the API's database.
+    pub lineage: Arc<Lineage>,
+    /// How many lists of pods the hub had taken.
+    pub pod_lists: u64,
     /// The objects, what a pod needs sorted before the pods.
     pub objects: Arc<BTreeMap<ObjectKey, Arc<Desired>>>,
 }

@@ -153,7 +153,7 @@ pub fn decode_up(bytes: Bytes) -> Result<Option<proto::up::Body>, DecodeError> {
 mod tests {
     use super::*;
     use proptest::prelude::*;
-    use proto::{Ack, Apply, Down, Frame, Hello, Key, Mark, Packet, Up, down, packet, up};
+    use proto::{Ack, Apply, Down, Frame, Hello, Key, Mark, Packet, Place, Up, down, packet, up};
 
     fn frame(payload: &[u8]) -> Packet {
         let body = Frame {
@@ -178,6 +178,14 @@ mod tests {
         assert_eq!(encoded, expected);
     }
 
+    fn place() -> Place {
+        Place {
+            number: 4,
+            id: 5,
+            revision: 9,
+        }
+    }
+
     #[test]
     fn golden_bytes_of_a_hello() {
         let hello = Hello {
@@ -187,6 +195,7 @@ mod tests {
                 resource_version: 300,
             }],
             have: vec![1, 2],
+            place: Some(place()),
         };
         let up = Up {
             body: Some(up::Body::Hello(hello)),
@@ -194,7 +203,7 @@ mod tests {
         let encoded: String = encode(&up).iter().map(|b| format!("{b:02x}")).collect();
         assert_eq!(
             encoded,
-            "0a250a07636c757374657212080a03506f6410ac021a1001000000000000000200000000000000"
+            "0a340a07636c757374657212080a03506f6410ac021a1001000000000000000200000000000000220d08041105000000000000001809"
         );
     }
 
@@ -249,6 +258,7 @@ mod tests {
             identity: "cluster".into(),
             marks: vec![Mark::default(); 5],
             have: (0..10_000).collect(),
+            place: Some(place()),
         }));
         assert_eq!(decode_up(encode(&Up { body: body.clone() })).unwrap(), body);
     }
@@ -257,55 +267,69 @@ mod tests {
         encode(message).iter().map(|b| format!("{b:02x}")).collect()
     }
 
-    /// One of each body, so that a changed field number is seen.
-    #[test]
-    fn golden_bytes_of_every_body() {
-        let key = Some(Key {
+    fn key() -> Option<Key> {
+        Some(Key {
             kind: "Pod".into(),
             namespace: "a".into(),
             name: "b".into(),
-        });
+        })
+    }
+
+    fn down_bodies() -> Vec<down::Body> {
         let marks = vec![Mark {
             kind: "Pod".into(),
             resource_version: 9,
         }];
         let (uid, text) = ("u".to_owned(), |text: &'static str| Bytes::from_static(text.as_bytes()));
-        let down = [
+        vec![
             down::Body::Begin(proto::Begin {
                 identity: "i".into(),
                 marks: marks.clone(),
+                place: Some(place()),
+                descent: Some(proto::Descent {
+                    number: 4,
+                    id: 5,
+                    next: 8,
+                }),
             }),
             down::Body::Apply(Apply {
-                key: key.clone(),
+                key: key(),
                 uid: uid.clone(),
                 version: text("v"),
                 object: text("{}"),
             }),
-            down::Body::Delete(proto::Delete {
-                key: key.clone(),
-                uid: uid.clone(),
-            }),
+            down::Body::Delete(proto::Delete { key: key(), uid }),
             down::Body::SnapshotSent(proto::SnapshotSent {
                 identity: "i".into(),
                 marks: marks.clone(),
                 count: 2,
                 digest: text("d"),
                 drop: vec![3],
+                place: Some(place()),
             }),
-            down::Body::Marks(proto::Marks { marks }),
+            down::Body::Marks(proto::Marks {
+                marks,
+                place: Some(place()),
+            }),
             down::Body::Adopt(proto::Adopt { identity: "i".into() }),
-        ];
+        ]
+    }
+
+    /// One of each body, so that a changed field number is seen.
+    #[test]
+    fn golden_bytes_of_every_body() {
+        let (uid, text) = ("u".to_owned(), |text: &'static str| Bytes::from_static(text.as_bytes()));
         let up = [
             up::Body::Suspect(proto::Suspect {
                 reason: "r".into(),
                 stops: vec!["a/b".into()],
             }),
             up::Body::Status(proto::Status {
-                key: key.clone(),
+                key: key(),
                 uid: uid.clone(),
                 object: text("{}"),
             }),
-            up::Body::Gone(proto::Gone { key, uid }),
+            up::Body::Gone(proto::Gone { key: key(), uid }),
             up::Body::Event(proto::Event { object: text("{}") }),
         ];
         let ack = Ack {
@@ -314,7 +338,10 @@ mod tests {
             received: 7,
             also: vec![9],
         };
-        let mut lines: Vec<String> = down.into_iter().map(|body| hex(&Down { body: Some(body) })).collect();
+        let mut lines: Vec<String> = down_bodies()
+            .into_iter()
+            .map(|body| hex(&Down { body: Some(body) }))
+            .collect();
         lines.extend(up.into_iter().map(|body| hex(&Up { body: Some(body) })));
         lines.push(hex(&Packet {
             body: Some(packet::Body::Ack(ack)),
@@ -323,11 +350,11 @@ mod tests {
     }
 
     const GOLDEN: [&str; 11] = [
-        "0a0c0a016912070a03506f641009",
+        "0a2a0a016912070a03506f6410091a0d08041105000000000000001809220d08041105000000000000001808",
         "12170a0b0a03506f641201611a01621201751a017622027b7d",
         "1a100a0b0a03506f641201611a0162120175",
-        "221b0a016912070a03506f64100918022201642a080300000000000000",
-        "2a090a070a03506f641009",
+        "222a0a016912070a03506f64100918022201642a080300000000000000320d08041105000000000000001809",
+        "2a180a070a03506f641009120d08041105000000000000001809",
         "32030a0169",
         "12080a01721203612f62",
         "1a140a0b0a03506f641201611a01621201751a027b7d",

@@ -8,6 +8,7 @@ use metastore::{Batch, CommitError, ReadError, Store};
 use relay::{Change, Held, Key, ReplicaState};
 use serde::{Deserialize, Serialize};
 use tunnel::EpochSource;
+use wire::proto::Place;
 
 const STATE: &str = "relay/v1/state";
 const INCARNATION: &str = "relay/v1/incarnation";
@@ -20,9 +21,19 @@ const OBJECTS: &str = "object/v1/";
 struct StateRow {
     identity: String,
     marks: BTreeMap<String, u64>,
+    #[serde(default)]
+    place: PlaceRow,
     synced: bool,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     forked: Option<String>,
+}
+
+/// Where in the life of the API's database that was.
+#[derive(Debug, Default, Serialize, Deserialize)]
+struct PlaceRow {
+    number: u64,
+    id: u64,
+    revision: u64,
 }
 
 /// From which API the objects came, and how old they are.
@@ -33,6 +44,11 @@ pub(super) fn read_state(store: &Store) -> Result<ReplicaState, ReadError> {
     Ok(row.map_or_else(ReplicaState::default, |row| ReplicaState {
         identity: row.identity,
         marks: row.marks,
+        place: Place {
+            number: row.place.number,
+            id: row.place.id,
+            revision: row.place.revision,
+        },
         synced: row.synced,
         forked: row.forked,
     }))
@@ -101,6 +117,11 @@ pub(super) fn add_changes(batch: &mut Batch, changes: Vec<Change>) {
                 let row = StateRow {
                     identity: state.identity,
                     marks: state.marks,
+                    place: PlaceRow {
+                        number: state.place.number,
+                        id: state.place.id,
+                        revision: state.place.revision,
+                    },
                     synced: state.synced,
                     forked: state.forked,
                 };
@@ -180,6 +201,11 @@ mod tests {
         let state = ReplicaState {
             identity: "a".into(),
             marks: BTreeMap::from([("Pod".into(), 7)]),
+            place: Place {
+                number: 3,
+                id: u64::MAX,
+                revision: 9,
+            },
             synced: true,
             forked: Some("older".into()),
         };

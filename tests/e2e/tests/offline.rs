@@ -404,6 +404,103 @@ fn older_backup_stops_nothing_until_it_is_adopted() {
     not_suspect(&hub, &edge);
 }
 
+/// So many writes, each a ConfigMap.
+fn write_many(hub: &Hub, name: &str) {
+    let many: String = (0..200)
+        .map(|n| format!("apiVersion: v1\nkind: ConfigMap\nmetadata: {{name: {name}-{n}}}\n---\n"))
+        .collect();
+    hub.kubectl.run_with(&["create", "-f", "-"], &many).expect("create");
+}
+
+fn resource_version(object: &Value) -> u64 {
+    let text = object["metadata"]["resourceVersion"].as_str().unwrap_or_default();
+    text.parse().unwrap_or_else(|e| panic!("{text:?}: {e}"))
+}
+
+/// The robot meets the restored database only when that has counted past all that the robot saw.
+#[test]
+fn older_backup_that_has_counted_past_the_robot_stops_nothing_until_it_is_adopted() {
+    let site = Site::new().expect("a site");
+    let mut hub = embedded(&site);
+    let edge = robot(&site, &hub);
+    hub.kubectl.apply(&bound_pod("one", FOREVER)).expect("apply");
+    ready(&hub, &edge, "one");
+    hub.stop().expect("stop");
+    let (data, backup) = (hub.dir().join("data"), hub.dir().join("backup"));
+    run(std::process::Command::new("cp").arg("-a").arg(&data).arg(&backup)).expect("copy");
+    hub.restart().expect("go on");
+    hub.kubectl.apply(&bound_pod("two", FOREVER)).expect("apply");
+    let seen = resource_version(&ready(&hub, &edge, "two"));
+    let before = running(&edge);
+    edge.set_link(false).expect("cut");
+    hub.kill();
+    put_away(&hub, "later");
+    run(std::process::Command::new("cp").arg("-a").arg(&backup).arg(&data)).expect("restore");
+    hub.restart().expect("the older state");
+    write_many(&hub, "work");
+    hub.restart().expect("restarts make it no younger");
+    write_many(&hub, "more");
+    let (last, _) = hub
+        .kubectl
+        .wait(&["configmap", "more-0"], START, |_| true)
+        .expect("it is there");
+    assert!(resource_version(&last) > seen + 100, "{last}: the robot saw {seen}");
+    edge.set_link(true).expect("restore the link");
+    let message = is_suspect(&hub, &edge);
+    assert!(message.contains("restored from a backup"), "{message}");
+    would_stop(&hub, &edge, &["default/two"]);
+    assert_eq!(running(&edge), before);
+    adopt(&hub, &edge, &["--yes"]);
+    wait_running(
+        &edge,
+        "two has stopped, one goes on",
+        |all| matches!(all, [one] if one.pod == "one" && one.pid.is_some() && before["one"] == one.id),
+    );
+    not_suspect(&hub, &edge);
+    hub.restart().expect("what was adopted stays so");
+    hub.kubectl.run(&["delete", "pod", "one"]).expect("delete");
+    wait_running(&edge, "its deletions are believed", |all| all.is_empty());
+    not_suspect(&hub, &edge);
+}
+
+/// The twin of the above: the same restarts and writes, and nothing restored.
+#[test]
+fn restarts_of_a_hub_that_lost_nothing_are_believed() {
+    let site = Site::new().expect("a site");
+    let mut hub = embedded(&site);
+    let edge = robot(&site, &hub);
+    for pod in ["one", "two"] {
+        hub.kubectl.apply(&bound_pod(pod, FOREVER)).expect("apply");
+        ready(&hub, &edge, pod);
+    }
+    let before = running(&edge);
+    edge.set_link(false).expect("cut");
+    hub.kill();
+    hub.restart().expect("after a crash");
+    write_many(&hub, "work");
+    hub.restart().expect("once more");
+    write_many(&hub, "more");
+    hub.kubectl
+        .run(&["delete", "pod", "two", "--wait=false"])
+        .expect("delete");
+    edge.set_link(true).expect("restore the link");
+    wait_running(
+        &edge,
+        "two has stopped, one goes on",
+        |all| matches!(all, [one] if one.pod == "one" && one.pid.is_some() && before["one"] == one.id),
+    );
+    not_suspect(&hub, &edge);
+    let node = hub
+        .kubectl
+        .get(&["node", "robot-1"])
+        .expect("get")
+        .expect("it is there");
+    assert!(
+        condition(&node, "DesiredStateSuspect").is_none(),
+        "it never was: {node}"
+    );
+}
+
 /// `:latest` means Always: the registry is asked at each start, and may be out of reach.
 #[test]
 fn latest_starts_with_the_registry_out_of_reach() {

@@ -40,6 +40,7 @@ async fn compare(real: &Real) -> Result<()> {
         not_ready_toleration_seconds: 300,
         unreachable_toleration_seconds: 300,
         kubelet_ca: ("kedge-system".into(), "ca-serving".into()),
+        first_write: None,
     });
     let server = Box::pin(server).await?;
     let (_stop, stopped) = watch::channel(false);

@@ -6,10 +6,10 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures::executor::block_on;
-use relay::{Event, Faults, Item, Link, Replica, ReplicaState, Source, SourceObject, SourceView};
+use relay::{Event, Faults, Item, Lineage, Link, Replica, ReplicaState, Source, SourceObject, SourceView};
 use wire::proto::{
-    Ack, Adopt, Apply, Begin, Delete, Down, Frame, Gone, Hello, Key, Mark, Marks, Packet, SnapshotSent, Status,
-    Suspect, Up, down, packet, up,
+    Ack, Adopt, Apply, Begin, Delete, Descent, Down, Frame, Gone, Hello, Key, Mark, Marks, Packet, Place, SnapshotSent,
+    Status, Suspect, Up, down, packet, up,
 };
 use wire::{ClassId, Now};
 
@@ -89,12 +89,26 @@ pub(super) fn packet(input: &[u8]) -> Result<(), String> {
     same(&body, wire::decode_packet(encoded))
 }
 
+fn place() -> Option<Place> {
+    Some(Place {
+        number: 4,
+        id: 5,
+        revision: 200,
+    })
+}
+
 fn down_bodies() -> Vec<down::Body> {
     let (uid, object) = ("0b8a".to_owned(), Bytes::from_static(br#"{"metadata":{"uid":"0b8a"}}"#));
     vec![
         down::Body::Begin(Begin {
             identity: "cluster".into(),
             marks: marks(),
+            place: place(),
+            descent: Some(Descent {
+                number: 4,
+                id: 5,
+                next: 300,
+            }),
         }),
         down::Body::Apply(Apply {
             key: key(),
@@ -109,8 +123,12 @@ fn down_bodies() -> Vec<down::Body> {
             count: 1,
             digest: vec![7; 32].into(),
             drop: vec![1, 2],
+            place: place(),
         }),
-        down::Body::Marks(Marks { marks: marks() }),
+        down::Body::Marks(Marks {
+            marks: marks(),
+            place: place(),
+        }),
         down::Body::Adopt(Adopt {
             identity: "other".into(),
         }),
@@ -140,6 +158,7 @@ pub(super) fn ups() -> Vec<Vec<u8>> {
             identity: "cluster".into(),
             marks: marks(),
             have: vec![1, 2, 3],
+            place: place(),
         }),
         up::Body::Suspect(Suspect {
             reason: "older".into(),
@@ -179,6 +198,8 @@ fn view() -> SourceView {
     SourceView {
         identity: "cluster".into(),
         marks: BTreeMap::from([("Pod".to_owned(), 300)]),
+        revision: 300,
+        lineage: Arc::new(Lineage::parse("4 5 0\n5 6 301\n")),
         objects: BTreeMap::from([(("Pod".into(), "default".into(), "web".into()), Arc::new(object))]),
     }
 }

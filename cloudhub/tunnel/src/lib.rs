@@ -34,6 +34,7 @@ pub mod path;
 mod queue;
 mod quic;
 mod session;
+mod socket;
 pub mod tls;
 mod transport;
 mod types;

@@ -27,7 +27,7 @@ use view::{ApiIdentity, Desired, Kind, NodeView, ObjectKey};
 pub const EDGE_LABEL: &str = "kedge.dev/edge";
 
 /// A pod as the API has it.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub struct Pod {
     /// metadata.uid.
     pub uid: String,
@@ -36,18 +36,18 @@ pub struct Pod {
     /// The node that it is bound to.
     pub node: String,
     /// metadata, spec and status.
-    pub object: Arc<Value>,
+    pub object: Value,
     desired: Arc<Desired>,
     references: BTreeSet<ObjectKey>,
 }
 
 /// A node as the API has it.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub struct Node {
     /// metadata.resourceVersion.
     pub version: u64,
     /// The object.
-    pub object: Arc<Value>,
+    pub object: Value,
     desired: Arc<Desired>,
 }
 
@@ -55,8 +55,8 @@ pub struct Node {
 struct State {
     identity: Option<ApiIdentity>,
     era: u64,
-    pods: BTreeMap<(String, String), Pod>,
-    nodes: BTreeMap<String, Node>,
+    pods: BTreeMap<(String, String), Arc<Pod>>,
+    nodes: BTreeMap<String, Arc<Node>>,
     classes: BTreeMap<String, Arc<Desired>>,
     marks: BTreeMap<Kind, u64>,
     /// By node: what was read by name; `None` = it is not there.
@@ -141,17 +141,17 @@ impl Registry {
     }
 
     /// A pod that is bound to a served node.
-    pub fn pod(&self, namespace: &str, name: &str) -> Option<Pod> {
+    pub fn pod(&self, namespace: &str, name: &str) -> Option<Arc<Pod>> {
         self.lock().pods.get(&(namespace.to_owned(), name.to_owned())).cloned()
     }
 
     /// All pods of served nodes.
-    pub fn pods(&self) -> Vec<Pod> {
+    pub fn pods(&self) -> Vec<Arc<Pod>> {
         self.lock().pods.values().cloned().collect()
     }
 
     /// A node.
-    pub fn node(&self, name: &str) -> Option<Node> {
+    pub fn node(&self, name: &str) -> Option<Arc<Node>> {
         self.lock().nodes.get(name).cloned()
     }
 
@@ -351,7 +351,11 @@ impl State {
         *mark = rv.max(*mark);
     }
 
-    fn apply(&mut self, kind: Kind, object: Value) -> BTreeSet<String> {
+    fn apply(&mut self, kind: Kind, mut object: Value) -> BTreeSet<String> {
+        // A third of a Node, and nobody here reads it.
+        if let Some(metadata) = object["metadata"].as_object_mut() {
+            metadata.shift_remove("managedFields");
+        }
         let text = |field: &str| object["metadata"][field].as_str().unwrap_or_default().to_owned();
         let (name, namespace) = (text("name"), text("namespace"));
         match kind {
@@ -366,9 +370,9 @@ impl State {
                     node: node.clone(),
                     references: references::of_pod(&object),
                     desired: Arc::new(desired(kind, &object)),
-                    object: Arc::new(object),
+                    object,
                 };
-                self.pods.insert((namespace, name), pod);
+                self.pods.insert((namespace, name), Arc::new(pod));
                 BTreeSet::from([node])
             }
             Kind::Node => {
@@ -378,9 +382,9 @@ impl State {
                 let node = Node {
                     version: version(&object),
                     desired: Arc::new(desired(kind, &object)),
-                    object: Arc::new(object),
+                    object,
                 };
-                self.nodes.insert(name.clone(), node);
+                self.nodes.insert(name.clone(), Arc::new(node));
                 BTreeSet::from([name])
             }
             _ => {
@@ -395,7 +399,7 @@ impl State {
         match kind {
             Kind::Pod => {
                 let gone = self.pods.remove(&(text("namespace"), text("name")));
-                gone.map(|pod| pod.node).into_iter().collect()
+                gone.map(|pod| pod.node.clone()).into_iter().collect()
             }
             Kind::Node => {
                 self.nodes.remove(&text("name"));

@@ -11,6 +11,7 @@
 pub mod diff;
 pub mod fleet;
 pub mod node;
+mod packed;
 pub mod report;
 
 use std::collections::{BTreeMap, HashMap};
@@ -28,6 +29,7 @@ use crate::identity::Identity;
 use crate::kube_api::{ApiError, As, KubeApi, Send};
 use crate::registry::Registry;
 use crate::reports::{Departure, PodRef, ReportError, Reports, SessionInfo};
+use packed::Packed;
 
 /// Sessions that wait for their task; each takes one place.
 const STARTS: usize = 1024;
@@ -43,8 +45,8 @@ pub trait KubeletAddress: std::marker::Send + Sync {
 #[derive(Debug)]
 struct Live {
     info: SessionInfo,
-    node: Option<Value>,
-    pods: BTreeMap<PodRef, Value>,
+    node: Option<Packed>,
+    pods: BTreeMap<PodRef, Packed>,
     wake: Arc<Notify>,
 }
 
@@ -157,18 +159,22 @@ pub(crate) fn micro_timestamp(at: SystemTime) -> String {
 impl Reports for Writer {
     async fn pod_status(&self, node: &str, pod: PodRef, status: Bytes) {
         match report::parse(&status) {
-            Ok(mut report) => self.with_live(node, |live| {
-                let mut status = report["status"].take();
-                name_what_a_merge_would_leave(&mut status);
-                live.pods.insert(pod, status);
-            }),
+            Ok(mut report) => {
+                let status = &mut report["status"];
+                name_what_a_merge_would_leave(status);
+                let status = Packed::from(&*status);
+                self.with_live(node, |live| _ = live.pods.insert(pod, status));
+            }
             Err(error) => tracing::warn!(node, pod = pod.name, %error, "a pod status makes no sense"),
         }
     }
 
     async fn node_status(&self, node: &str, status: Bytes) {
         match report::parse(&status) {
-            Ok(report) => self.with_live(node, |live| live.node = Some(report)),
+            Ok(report) => {
+                let report = Packed::from(&report);
+                self.with_live(node, |live| live.node = Some(report));
+            }
             Err(error) => tracing::warn!(node, %error, "a node status makes no sense"),
         }
     }

@@ -22,7 +22,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use http::Method;
 use serde_json::{Value, json};
-use tokio::sync::{Notify, mpsc};
+use tokio::sync::{Notify, Semaphore, mpsc};
 use tokio::task::JoinSet;
 
 use crate::identity::Identity;
@@ -33,6 +33,10 @@ use packed::Packed;
 
 /// Sessions that wait for their task; each takes one place.
 const STARTS: usize = 1024;
+
+/// Nodes and pods that are written at once; each has its report and what the API has in its hands, parsed: about 40 KiB a node.
+/// After the hub's start all nodes have something to be written.
+const TURNS: usize = 32;
 
 /// Where a node's kubelet API is served by this hub.
 #[async_trait]
@@ -58,6 +62,7 @@ pub struct Writer {
     identity: Arc<Identity>,
     kubelet: Arc<dyn KubeletAddress>,
     live: Arc<Mutex<HashMap<String, Live>>>,
+    turns: Arc<Semaphore>,
     starts: mpsc::Sender<(String, u64)>,
     started: Arc<tokio::sync::Mutex<mpsc::Receiver<(String, u64)>>>,
 }
@@ -79,6 +84,7 @@ impl Writer {
             identity,
             kubelet,
             live: Arc::default(),
+            turns: Arc::new(Semaphore::new(TURNS)),
             starts,
             started,
         }

@@ -144,6 +144,11 @@ impl Task {
         if self.retries.contains_key(NODE) {
             return;
         }
+        if Instant::now() < self.lease_at && self.news().is_none() {
+            return;
+        }
+        let turns = self.writer.turns.clone();
+        let _turn = turns.acquire().await;
         // On the heap, for as long as there is something to do: this task waits nearly always.
         let result = Box::pin(async {
             self.renew_lease().await?;
@@ -202,17 +207,18 @@ impl Task {
         Ok(())
     }
 
+    /// The node's report and what the API has, when they are not those that were compared last.
+    fn news(&self) -> Option<(Packed, Arc<Node>)> {
+        let report = self.writer.lock().get(&self.node)?.node.clone()?;
+        let node = self.writer.registry.node(&self.node)?;
+        let known = self.compared.as_ref().is_some_and(|last| last.is(&report, &node));
+        (!known).then_some((report, node))
+    }
+
     async fn write_node(&mut self) -> Result<(), ApiError> {
-        let Some(report) = self.writer.lock().get(&self.node).and_then(|live| live.node.clone()) else {
+        let Some((packed, node)) = self.news() else {
             return Ok(());
         };
-        let Some(node) = self.writer.registry.node(&self.node) else {
-            return Ok(());
-        };
-        if self.compared.as_ref().is_some_and(|last| last.is(&report, &node)) {
-            return Ok(());
-        }
-        let packed = report;
         let report = packed.value();
         let mut status = report["status"].clone();
         let connected = match self.connected.clone() {
@@ -316,13 +322,16 @@ impl Task {
             if self.writing.contains(&pod.uid) || self.retries.contains_key(&pod.uid) {
                 continue;
             }
-            let Some(status) = self.due_status(&pod, status) else {
+            if !self.is_pod_due(&pod, &status) {
                 continue;
-            };
+            }
             self.writing.insert(pod.uid.clone());
             let (writer, node) = (self.writer.clone(), self.node.clone());
-            self.writes
-                .spawn(async move { (pod.uid.clone(), write_pod(&writer, &node, &pod, &status).await) });
+            self.writes.spawn(async move {
+                let _turn = writer.turns.acquire().await;
+                let written = Box::pin(write_pod(&writer, &node, &pod, status.value())).await;
+                (pod.uid, written)
+            });
         }
     }
 
@@ -350,21 +359,21 @@ impl Task {
         }
     }
 
-    /// The pod's status when it must be written.
-    fn due_status(&mut self, pod: &PodRef, packed: Packed) -> Option<Value> {
-        let known = self.writer.registry.pod(&pod.namespace, &pod.name)?;
+    fn is_pod_due(&mut self, pod: &PodRef, report: &Packed) -> bool {
+        let Some(known) = self.writer.registry.pod(&pod.namespace, &pod.name) else {
+            return false;
+        };
         let last = self.compared_pods.get(&pod.uid);
-        if known.uid != pod.uid || last.is_some_and(|last| last.is(&packed, &known)) {
-            return None;
+        if known.uid != pod.uid || last.is_some_and(|last| last.is(report, &known)) {
+            return false;
         }
-        let status = packed.value();
-        let due = self.is_due(&pod.uid, &status, (&known.object["status"], known.version));
+        let due = self.is_due(&pod.uid, &report.value(), (&known.object["status"], known.version));
         let compared = Compared {
-            report: packed,
+            report: report.clone(),
             actual: known,
         };
         self.compared_pods.insert(pod.uid.clone(), compared);
-        due.then_some(status)
+        due
     }
 
     /// Whether the API says something else than the report, and not only because it has not shown our last write yet.
@@ -398,9 +407,9 @@ impl Task {
 }
 
 /// One pod's status, as the node; what the API made of it, or None when that pod is gone or was replaced meanwhile.
-async fn write_pod(writer: &Writer, node: &str, pod: &PodRef, status: &Value) -> Result<Option<Value>, ApiError> {
+async fn write_pod(writer: &Writer, node: &str, pod: &PodRef, status: Value) -> Result<Option<Value>, ApiError> {
     let path = format!("/api/v1/namespaces/{}/pods/{}/status", pod.namespace, pod.name);
-    let patch = diff::pod_patch(&pod.uid, status);
+    let patch = diff::pod_patch(&pod.uid, &status);
     match writer
         .api
         .call(As::Node(node), Method::PATCH, &path, Send::Strategic(&patch))

@@ -15,11 +15,16 @@ use http::{Method, Request, StatusCode, header};
 use http_body_util::{BodyExt as _, Limited};
 use kube::client::Body;
 use serde_json::Value;
+use tokio::sync::Semaphore;
 
 use watches::{Place, Watches};
 
 /// A call that takes longer is given up.
 const DEADLINE: Duration = Duration::from_secs(10);
+/// Calls at once; more wait for their turn, which counts in the deadline. A call has a connection of its own, which the pool keeps
+/// open for a while: without a bound, the return of a thousand edges leaves a thousand of them. kube-apiserver takes 200 writes
+/// at once.
+const AT_ONCE: usize = 64;
 /// The largest answer to a call, bytes: a page of 500 pods.
 const MAX_ANSWER: usize = 64 << 20;
 /// The largest event of a watch, bytes: an object has at most 3 MiB.
@@ -92,6 +97,7 @@ impl ApiError {
 #[derive(Clone)]
 pub struct KubeApi {
     client: kube::Client,
+    calls: Arc<Semaphore>,
     watches: Arc<Watches>,
 }
 
@@ -109,6 +115,7 @@ impl KubeApi {
     pub fn new(config: kube::Config) -> kube::Result<Self> {
         Ok(Self {
             client: kube::Client::try_from(config.clone())?,
+            calls: Arc::new(Semaphore::new(AT_ONCE)),
             watches: Arc::new(Watches::new(config)),
         })
     }
@@ -124,6 +131,7 @@ impl KubeApi {
     /// What the API answers, or that it does not.
     pub async fn call(&self, who: As<'_>, method: Method, path: &str, body: Send<'_>) -> Result<Value, ApiError> {
         let answer = async {
+            let _turn = self.calls.acquire().await;
             let response = start(&self.client, who, method, path, body).await?;
             let limited = Limited::new(response.into_body(), MAX_ANSWER);
             let bytes = limited.collect().await.map_err(|source| ApiError::Transport {
@@ -252,4 +260,58 @@ fn lines(body: Body, path: String, place: Place) -> impl futures::Stream<Item = 
             }
         }
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    use tokio::net::{TcpListener, TcpStream};
+    use tokio::task::JoinSet;
+
+    use super::*;
+
+    /// Answers each request with `{}`, after a moment.
+    async fn answer(mut stream: TcpStream) -> std::io::Result<()> {
+        let mut head = Vec::new();
+        loop {
+            while !head.ends_with(b"\r\n\r\n") {
+                head.push(stream.read_u8().await?);
+            }
+            head.clear();
+            tokio::time::sleep(Duration::from_millis(20)).await;
+            stream
+                .write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}")
+                .await?;
+        }
+    }
+
+    #[tokio::test]
+    async fn a_crowd_of_calls_shares_few_connections() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap()).parse().unwrap();
+        let api = KubeApi::new(kube::Config::new(url)).unwrap();
+        let accepted = Arc::new(AtomicUsize::new(0));
+        let mut server = JoinSet::new();
+        let count = accepted.clone();
+        server.spawn(async move {
+            let mut connections = JoinSet::new();
+            while let Ok((stream, _)) = listener.accept().await {
+                count.fetch_add(1, Ordering::Relaxed);
+                connections.spawn(answer(stream));
+            }
+        });
+        let mut calls = JoinSet::new();
+        for _ in 0..10 * AT_ONCE {
+            let api = api.clone();
+            calls.spawn(async move { api.get(As::Hub, "/").await });
+        }
+        while let Some(answer) = calls.join_next().await {
+            assert_eq!(answer.unwrap().unwrap(), serde_json::json!({}));
+        }
+        let accepted = accepted.load(Ordering::Relaxed);
+        // The pool may open one in vain where another comes back meanwhile.
+        assert!(accepted < 2 * AT_ONCE, "{accepted} connections");
+    }
 }

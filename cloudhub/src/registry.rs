@@ -35,7 +35,7 @@ const POINTS: Duration = Duration::from_secs(3600);
 const RETRY: Duration = Duration::from_secs(1);
 
 /// A pod as the API has it.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub struct Pod {
     /// metadata.uid.
     pub uid: String,
@@ -44,18 +44,18 @@ pub struct Pod {
     /// The node that it is bound to.
     pub node: String,
     /// metadata, spec and status.
-    pub object: Arc<Value>,
+    pub object: Value,
     desired: Arc<Desired>,
     references: BTreeSet<ObjectKey>,
 }
 
 /// A node as the API has it.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub struct Node {
     /// metadata.resourceVersion.
     pub version: u64,
     /// The object.
-    pub object: Arc<Value>,
+    pub object: Value,
     desired: Arc<Desired>,
 }
 
@@ -63,8 +63,8 @@ pub struct Node {
 struct State {
     identity: Option<ApiIdentity>,
     era: u64,
-    pods: BTreeMap<(String, String), Pod>,
-    nodes: BTreeMap<String, Node>,
+    pods: BTreeMap<(String, String), Arc<Pod>>,
+    nodes: BTreeMap<String, Arc<Node>>,
     classes: BTreeMap<String, Arc<Desired>>,
     marks: BTreeMap<Kind, u64>,
     /// The highest resourceVersion that was seen, in any watch.
@@ -159,17 +159,17 @@ impl Registry {
     }
 
     /// A pod that is bound to a served node.
-    pub fn pod(&self, namespace: &str, name: &str) -> Option<Pod> {
+    pub fn pod(&self, namespace: &str, name: &str) -> Option<Arc<Pod>> {
         self.lock().pods.get(&(namespace.to_owned(), name.to_owned())).cloned()
     }
 
     /// All pods of served nodes.
-    pub fn pods(&self) -> Vec<Pod> {
+    pub fn pods(&self) -> Vec<Arc<Pod>> {
         self.lock().pods.values().cloned().collect()
     }
 
     /// A node.
-    pub fn node(&self, name: &str) -> Option<Node> {
+    pub fn node(&self, name: &str) -> Option<Arc<Node>> {
         self.lock().nodes.get(name).cloned()
     }
 
@@ -432,7 +432,11 @@ impl State {
         self.revision = rv.max(self.revision);
     }
 
-    fn apply(&mut self, kind: Kind, object: Value) -> BTreeSet<String> {
+    fn apply(&mut self, kind: Kind, mut object: Value) -> BTreeSet<String> {
+        // A third of a Node, and nobody here reads it.
+        if let Some(metadata) = object["metadata"].as_object_mut() {
+            metadata.shift_remove("managedFields");
+        }
         let text = |field: &str| object["metadata"][field].as_str().unwrap_or_default().to_owned();
         let (name, namespace) = (text("name"), text("namespace"));
         match kind {
@@ -447,9 +451,9 @@ impl State {
                     node: node.clone(),
                     references: references::of_pod(&object),
                     desired: Arc::new(desired(kind, &object)),
-                    object: Arc::new(object),
+                    object,
                 };
-                self.pods.insert((namespace, name), pod);
+                self.pods.insert((namespace, name), Arc::new(pod));
                 BTreeSet::from([node])
             }
             Kind::Node => {
@@ -459,9 +463,9 @@ impl State {
                 let node = Node {
                     version: version(&object),
                     desired: Arc::new(desired(kind, &object)),
-                    object: Arc::new(object),
+                    object,
                 };
-                self.nodes.insert(name.clone(), node);
+                self.nodes.insert(name.clone(), Arc::new(node));
                 BTreeSet::from([name])
             }
             _ => {
@@ -476,7 +480,7 @@ impl State {
         match kind {
             Kind::Pod => {
                 let gone = self.pods.remove(&(text("namespace"), text("name")));
-                gone.map(|pod| pod.node).into_iter().collect()
+                gone.map(|pod| pod.node.clone()).into_iter().collect()
             }
             Kind::Node => {
                 self.nodes.remove(&text("name"));

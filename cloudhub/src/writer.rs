@@ -11,6 +11,7 @@
 pub mod diff;
 pub mod fleet;
 pub mod node;
+mod packed;
 pub mod report;
 
 use std::collections::{BTreeMap, HashMap};
@@ -21,16 +22,21 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use http::Method;
 use serde_json::{Value, json};
-use tokio::sync::{Notify, mpsc};
+use tokio::sync::{Notify, Semaphore, mpsc};
 use tokio::task::JoinSet;
 
 use crate::identity::Identity;
 use crate::kube_api::{ApiError, As, KubeApi, Send};
 use crate::registry::Registry;
 use crate::reports::{Departure, PodRef, ReportError, Reports, SessionInfo};
+use packed::Packed;
 
 /// Sessions that wait for their task; each takes one place.
 const STARTS: usize = 1024;
+
+/// Nodes and pods that are written at once; each has its report and what the API has in its hands, parsed: about 40 KiB a node.
+/// After the hub's start all nodes have something to be written.
+const TURNS: usize = 32;
 
 /// Where a node's kubelet API is served by this hub.
 #[async_trait]
@@ -43,8 +49,8 @@ pub trait KubeletAddress: std::marker::Send + Sync {
 #[derive(Debug)]
 struct Live {
     info: SessionInfo,
-    node: Option<Value>,
-    pods: BTreeMap<PodRef, Value>,
+    node: Option<Packed>,
+    pods: BTreeMap<PodRef, Packed>,
     wake: Arc<Notify>,
 }
 
@@ -56,6 +62,7 @@ pub struct Writer {
     identity: Arc<Identity>,
     kubelet: Arc<dyn KubeletAddress>,
     live: Arc<Mutex<HashMap<String, Live>>>,
+    turns: Arc<Semaphore>,
     starts: mpsc::Sender<(String, u64)>,
     started: Arc<tokio::sync::Mutex<mpsc::Receiver<(String, u64)>>>,
 }
@@ -77,6 +84,7 @@ impl Writer {
             identity,
             kubelet,
             live: Arc::default(),
+            turns: Arc::new(Semaphore::new(TURNS)),
             starts,
             started,
         }
@@ -157,18 +165,22 @@ pub(crate) fn micro_timestamp(at: SystemTime) -> String {
 impl Reports for Writer {
     async fn pod_status(&self, node: &str, pod: PodRef, status: Bytes) {
         match report::parse(&status) {
-            Ok(mut report) => self.with_live(node, |live| {
-                let mut status = report["status"].take();
-                name_what_a_merge_would_leave(&mut status);
-                live.pods.insert(pod, status);
-            }),
+            Ok(mut report) => {
+                let status = &mut report["status"];
+                name_what_a_merge_would_leave(status);
+                let status = Packed::from(&*status);
+                self.with_live(node, |live| _ = live.pods.insert(pod, status));
+            }
             Err(error) => tracing::warn!(node, pod = pod.name, %error, "a pod status makes no sense"),
         }
     }
 
     async fn node_status(&self, node: &str, status: Bytes) {
         match report::parse(&status) {
-            Ok(report) => self.with_live(node, |live| live.node = Some(report)),
+            Ok(report) => {
+                let report = Packed::from(&report);
+                self.with_live(node, |live| live.node = Some(report));
+            }
             Err(error) => tracing::warn!(node, %error, "a node status makes no sense"),
         }
     }

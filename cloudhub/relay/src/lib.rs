@@ -25,6 +25,7 @@ mod receiver;
 mod replica;
 mod sender;
 mod source;
+mod spare;
 
 pub use digest::{Digest, Entry, object_version};
 pub use faults::Faults;

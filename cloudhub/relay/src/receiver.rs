@@ -12,6 +12,7 @@ use wire::{ClassId, ClassRow, Delivery, Now};
 
 use crate::faults::Faults;
 use crate::sender::OVERHEAD;
+use crate::spare::remove;
 
 /// Items beyond the last one in order that are kept; a sender has fewer on their way.
 const WINDOW: u64 = 4096;
@@ -194,7 +195,7 @@ impl Receiver {
         if self.partial.get(&seq)?.missing > 0 {
             return None;
         }
-        let partial = self.partial.remove(&seq)?;
+        let partial = remove(&mut self.partial, &seq)?;
         self.kept -= partial.cost();
         let late = partial.deadline.is_some_and(|d| d <= now.boottime) && !self.faults.expired_delivered;
         let payload = match <[_; 1]>::try_from(partial.fragments) {
@@ -215,7 +216,7 @@ impl Receiver {
         self.kept += item.cost();
         self.early.insert(item.seq, item);
         let mut ready = Vec::new();
-        while let Some(item) = self.early.remove(&(self.received.low + 1)) {
+        while let Some(item) = remove(&mut self.early, &(self.received.low + 1)) {
             self.received.insert(item.seq);
             self.kept -= item.cost();
             self.hand_out(&item);
@@ -253,7 +254,7 @@ impl Receiver {
         let first = if self.is_ordered() { 0 } else { seq };
         let done: Vec<u64> = self.uncommitted.range(first..=seq).map(|(seq, _)| *seq).collect();
         for seq in done {
-            self.owed -= self.uncommitted.remove(&seq).unwrap_or_default();
+            self.owed -= remove(&mut self.uncommitted, &seq).unwrap_or_default();
             self.committed.insert(seq);
         }
         self.ack_due = true;

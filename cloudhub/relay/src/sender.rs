@@ -9,6 +9,7 @@ use wire::{ClassId, ClassRow, Delivery, Now};
 
 use crate::faults::Faults;
 use crate::link::{Item, SendError};
+use crate::spare::remove;
 
 /// Payload of one fragment; with its header it stays below a tunnel message.
 const FRAGMENT: usize = 60 * 1024;
@@ -232,7 +233,7 @@ impl Sender {
             .map(|(seq, _)| *seq)
             .collect();
         for seq in expired {
-            if let Some(flight) = self.flights.remove(&seq) {
+            if let Some(flight) = remove(&mut self.flights, &seq) {
                 self.in_flight -= flight.item.cost();
                 self.fates.push_back(Fate::Dropped(flight.item.token));
             }
@@ -261,7 +262,7 @@ impl Sender {
     }
 
     fn finish(&mut self, seq: u64) {
-        if let Some(flight) = self.flights.remove(&seq) {
+        if let Some(flight) = remove(&mut self.flights, &seq) {
             self.in_flight -= flight.item.cost();
             self.fates.push_back(Fate::Acked(flight.item.token));
         }

@@ -110,13 +110,13 @@ async fn watch(api: &KubeApi, target: &Target, mut rv: u64, report: &mut impl Fn
             Err(error) => return error.to_string(),
         };
         loop {
-            let event = match tokio::time::timeout(SILENCE, events.next()).await {
+            let mut event = match tokio::time::timeout(SILENCE, events.next()).await {
                 Ok(Some(Ok(event))) => event,
                 Ok(Some(Err(error))) => return error.to_string(),
                 Ok(None) => break,
                 Err(_) => return "the watch is silent".into(),
             };
-            let object = event["object"].clone();
+            let object = event["object"].take();
             match event["type"].as_str() {
                 Some("ERROR") => return object["message"].to_string(),
                 Some("BOOKMARK") => {

@@ -11,8 +11,10 @@ use tokio::sync::Notify;
 use tokio::task::{JoinError, JoinSet};
 use tokio::time::Instant;
 
+use super::packed::Packed;
 use super::{Writer, diff, micro_timestamp, timestamp};
 use crate::kube_api::{ApiError, As, Send};
+use crate::registry::{Node, Pod};
 use crate::reports::{Departure, PodRef};
 
 /// kubelet renews its lease as often (nodeLeaseDurationSeconds 40).
@@ -30,11 +32,23 @@ const DEPARTED_TRIES: u32 = 60;
 
 /// What was written of a report.
 struct Write {
-    report: Value,
+    report: Packed,
     /// The API's version before the write.
     version: u64,
     /// What the API made of it: it may say the same in other words (a quantity of `1000m` becomes `1`).
-    result: Option<Value>,
+    result: Option<Packed>,
+}
+
+/// A report and what the API had when they were compared.
+struct Compared<T> {
+    report: Packed,
+    actual: Arc<T>,
+}
+
+impl<T> Compared<T> {
+    fn is(&self, report: &Packed, actual: &Arc<T>) -> bool {
+        Arc::ptr_eq(&self.actual, actual) && self.report == *report
+    }
 }
 
 /// Pod statuses of one node that are written at once; NodeRestriction reads the pod for each.
@@ -54,6 +68,11 @@ struct Task {
     wake: Arc<Notify>,
     epoch: u64,
     written: Written,
+    /// What was compared last and asks for nothing more until one of the two is another: every change in the fleet wakes every
+    /// node's task.
+    compared: Option<Compared<Node>>,
+    /// The same by a pod's uid.
+    compared_pods: HashMap<String, Compared<Pod>>,
     /// Pod statuses that are being written, at most [`PODS_AT_ONCE`], one a pod: the uid, and what the API made of it.
     writes: JoinSet<(String, Result<Option<Value>, ApiError>)>,
     writing: HashSet<String>,
@@ -86,6 +105,8 @@ pub(super) async fn run(writer: Writer, node: String, epoch: u64) {
         wake,
         epoch,
         written: HashMap::new(),
+        compared: None,
+        compared_pods: HashMap::new(),
         writes: JoinSet::new(),
         writing: HashSet::new(),
         retries: HashMap::new(),
@@ -123,10 +144,16 @@ impl Task {
         if self.retries.contains_key(NODE) {
             return;
         }
-        let result = async {
+        if Instant::now() < self.lease_at && self.news().is_none() {
+            return;
+        }
+        let turns = self.writer.turns.clone();
+        let _turn = turns.acquire().await;
+        // On the heap, for as long as there is something to do: this task waits nearly always.
+        let result = Box::pin(async {
             self.renew_lease().await?;
             self.write_node().await
-        };
+        });
         if let Err(error) = result.await {
             self.failed(NODE, &error);
             self.written.remove(METADATA);
@@ -136,6 +163,10 @@ impl Task {
     fn failed(&mut self, what: &str, error: &ApiError) {
         tracing::warn!(node = self.node, what, %error, "a report could not be written; trying again");
         self.written.remove(what);
+        self.compared_pods.remove(what);
+        if what == NODE {
+            self.compared = None;
+        }
         self.retries.insert(what.to_owned(), Instant::now() + RETRY);
     }
 
@@ -176,13 +207,19 @@ impl Task {
         Ok(())
     }
 
+    /// The node's report and what the API has, when they are not those that were compared last.
+    fn news(&self) -> Option<(Packed, Arc<Node>)> {
+        let report = self.writer.lock().get(&self.node)?.node.clone()?;
+        let node = self.writer.registry.node(&self.node)?;
+        let known = self.compared.as_ref().is_some_and(|last| last.is(&report, &node));
+        (!known).then_some((report, node))
+    }
+
     async fn write_node(&mut self) -> Result<(), ApiError> {
-        let Some(report) = self.writer.lock().get(&self.node).and_then(|live| live.node.clone()) else {
+        let Some((packed, node)) = self.news() else {
             return Ok(());
         };
-        let Some(node) = self.writer.registry.node(&self.node) else {
-            return Ok(());
-        };
+        let report = packed.value();
         let mut status = report["status"].clone();
         let connected = match self.connected.clone() {
             Some(connected) => connected,
@@ -196,7 +233,9 @@ impl Task {
         let down = runtime_down(&status);
         let told = std::mem::replace(&mut self.runtime_down, down.is_some());
         let shown = down.clone().unwrap_or_else(|| connected.clone());
-        complete(&mut status, self.writer.kubelet.of(&self.node).await, &shown);
+        let kubelet = self.writer.kubelet.of(&self.node).await;
+        let has_port = kubelet.is_some();
+        complete(&mut status, kubelet, &shown);
         if self.is_due(NODE, &status, (&node.object["status"], node.version)) {
             self.write_status(status, &node.object).await?;
         }
@@ -206,7 +245,12 @@ impl Task {
             announce(&self.writer, &self.node, text("reason"), text("message")).await;
         }
         // After the status: by what the annotation said before, it is known whether the agent is another one.
-        self.write_metadata(&report, &node.object).await
+        self.write_metadata(&report, &node.object).await?;
+        self.compared = has_port.then_some(Compared {
+            report: packed,
+            actual: node,
+        });
+        Ok(())
     }
 
     async fn write_status(&mut self, mut status: Value, node: &Value) -> Result<(), ApiError> {
@@ -262,27 +306,43 @@ impl Task {
     /// Starts to write what is due, a few pods at once: one after the other, the last of twenty would wait for nineteen round
     /// trips. A pod whose status changes while it is written is written again after that, with the newest.
     fn write_pods(&mut self) {
-        let reports: Vec<(PodRef, Value)> = match self.writer.lock().get(&self.node) {
+        let reports: Vec<(PodRef, Packed)> = match self.writer.lock().get(&self.node) {
             Some(live) => live
                 .pods
                 .iter()
-                .filter(|(pod, _)| !self.writing.contains(&pod.uid) && !self.retries.contains_key(&pod.uid))
                 .map(|(pod, status)| (pod.clone(), status.clone()))
                 .collect(),
             None => return,
         };
+        self.forget_pods(&reports);
         for (pod, status) in reports {
             if self.writes.len() >= PODS_AT_ONCE {
                 return;
+            }
+            if self.writing.contains(&pod.uid) || self.retries.contains_key(&pod.uid) {
+                continue;
             }
             if !self.is_pod_due(&pod, &status) {
                 continue;
             }
             self.writing.insert(pod.uid.clone());
             let (writer, node) = (self.writer.clone(), self.node.clone());
-            self.writes
-                .spawn(async move { (pod.uid.clone(), write_pod(&writer, &node, &pod, &status).await) });
+            self.writes.spawn(async move {
+                let _turn = writer.turns.acquire().await;
+                let written = Box::pin(write_pod(&writer, &node, &pod, status.value())).await;
+                (pod.uid, written)
+            });
         }
+    }
+
+    /// What is remembered of pods that are reported no more.
+    fn forget_pods(&mut self, reports: &[(PodRef, Packed)]) {
+        let reported: HashSet<&str> = reports.iter().map(|(pod, _)| pod.uid.as_str()).collect();
+        self.compared_pods.retain(|uid, _| reported.contains(uid.as_str()));
+        let writing = &self.writing;
+        self.written.retain(|what, _| {
+            matches!(what.as_str(), NODE | METADATA) || reported.contains(what.as_str()) || writing.contains(what)
+        });
     }
 
     /// A pod's status was written, or not.
@@ -299,11 +359,21 @@ impl Task {
         }
     }
 
-    fn is_pod_due(&mut self, pod: &PodRef, status: &Value) -> bool {
+    fn is_pod_due(&mut self, pod: &PodRef, report: &Packed) -> bool {
         let Some(known) = self.writer.registry.pod(&pod.namespace, &pod.name) else {
             return false;
         };
-        known.uid == pod.uid && self.is_due(&pod.uid, status, (&known.object["status"], known.version))
+        let last = self.compared_pods.get(&pod.uid);
+        if known.uid != pod.uid || last.is_some_and(|last| last.is(report, &known)) {
+            return false;
+        }
+        let due = self.is_due(&pod.uid, &report.value(), (&known.object["status"], known.version));
+        let compared = Compared {
+            report: report.clone(),
+            actual: known,
+        };
+        self.compared_pods.insert(pod.uid.clone(), compared);
+        due
     }
 
     /// Whether the API says something else than the report, and not only because it has not shown our last write yet.
@@ -312,14 +382,15 @@ impl Task {
             self.written.remove(what);
             return false;
         }
-        if let Some(last) = self.written.get(what).filter(|last| last.report == *report) {
-            let stands = last.result.as_ref().is_some_and(|result| diff::says(actual, result));
-            if stands || last.version == version {
+        let report = Packed::from(report);
+        if let Some(last) = self.written.get(what).filter(|last| last.report == report) {
+            let says = |result: &Packed| diff::says(actual, &result.value());
+            if last.version == version || last.result.as_ref().is_some_and(says) {
                 return false;
             }
         }
         let write = Write {
-            report: report.clone(),
+            report,
             version,
             result: None,
         };
@@ -330,15 +401,15 @@ impl Task {
     /// Keeps what the API made of a write.
     fn wrote(&mut self, what: &str, result: &Value) {
         if let Some(write) = self.written.get_mut(what) {
-            write.result = Some(result.clone());
+            write.result = Some(result.into());
         }
     }
 }
 
 /// One pod's status, as the node; what the API made of it, or None when that pod is gone or was replaced meanwhile.
-async fn write_pod(writer: &Writer, node: &str, pod: &PodRef, status: &Value) -> Result<Option<Value>, ApiError> {
+async fn write_pod(writer: &Writer, node: &str, pod: &PodRef, status: Value) -> Result<Option<Value>, ApiError> {
     let path = format!("/api/v1/namespaces/{}/pods/{}/status", pod.namespace, pod.name);
-    let patch = diff::pod_patch(&pod.uid, status);
+    let patch = diff::pod_patch(&pod.uid, &status);
     match writer
         .api
         .call(As::Node(node), Method::PATCH, &path, Send::Strategic(&patch))
@@ -486,8 +557,8 @@ pub(super) async fn departed(writer: &Writer, node: &str, why: &Departure, at: S
 /// Whether the API says that the node is connected although no hub has its session: it went away while no hub was there to see
 /// it. Gives when it was last seen.
 pub(super) async fn unseen_departure(writer: &Writer, node: &str) -> Option<SystemTime> {
-    let object = writer.registry.node(node)?.object;
-    if condition(&object, "EdgeConnected")["status"] != "True" || writer.lock().contains_key(node) {
+    let object = writer.registry.node(node)?;
+    if condition(&object.object, "EdgeConnected")["status"] != "True" || writer.lock().contains_key(node) {
         return None;
     }
     let path = format!("/apis/coordination.k8s.io/v1/namespaces/kube-node-lease/leases/{node}");

@@ -28,6 +28,7 @@ use crate::liveness::PING_INTERVAL;
 use crate::path::PathControl;
 use crate::quic::{self, QuicPath};
 use crate::session::{Inner, Session};
+use crate::socket;
 use crate::tls::{self, Admission, PeerCertificate, TlsError};
 use crate::transport;
 use crate::types::{CloseReason, Limits, PeerInfo, Welcome};
@@ -133,10 +134,10 @@ impl Hub {
         let tls = tls::server_config(config.certificate, config.client_roots)?;
         let server = transport::hub(tls, &config.keys)?;
         let socket = transport::socket(config.listen, None).map_err(bind)?;
-        let endpoint = Endpoint::new(
+        let endpoint = Endpoint::new_with_abstract_socket(
             config.keys.endpoint_config(),
             Some(server.clone()),
-            socket,
+            socket::adopt(socket).map_err(bind)?,
             Arc::new(quinn::TokioRuntime),
         )
         .map_err(bind)?;

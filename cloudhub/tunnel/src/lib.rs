@@ -37,6 +37,7 @@ pub mod path;
 mod queue;
 mod quic;
 mod session;
+mod socket;
 pub mod tls;
 mod transport;
 mod types;

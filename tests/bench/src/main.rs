@@ -44,11 +44,20 @@ struct Flags {
 enum Suite {
     /// One edge machine, above kube-apiserver and above the embedded API
     Node,
-    /// Simulated edges (real protocol code, store in memory) below a hub with its own API
+    /// Simulated edges (real protocol code, store in memory) below one hub, above kube-apiserver and above the embedded API
     Scale {
         /// 10 000 edges in the place of 1 000
         #[arg(long, conflicts_with = "quick")]
         full: bool,
+        /// Above this API alone
+        #[arg(long)]
+        above: Option<scale::Above>,
+        /// So many edges, in the place of 1 000 (200 with --quick)
+        #[arg(long, conflicts_with = "full")]
+        edges: Option<usize>,
+        /// Only what edges cost the hub in memory
+        #[arg(long)]
+        memory: bool,
     },
 }
 
@@ -63,7 +72,19 @@ fn main() -> Result<ExitCode> {
     world::raise_file_limit()?;
     let rows = match flags.suite {
         Suite::Node => node::run(node::Extent::new(flags.quick))?,
-        Suite::Scale { full } => scale::run(scale::Extent::new(flags.quick, full))?,
+        Suite::Scale {
+            full,
+            above,
+            edges,
+            memory,
+        } => {
+            let edges = edges.unwrap_or(match (flags.quick, full) {
+                (true, _) => 200,
+                (_, true) => 10_000,
+                _ => 1000,
+            });
+            scale::run(scale::Extent::new(edges, flags.quick, memory), above)?
+        }
     };
     let about = about(&flags)?;
     println!("{}", about["text"].as_str().unwrap_or_default());

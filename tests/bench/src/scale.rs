@@ -1,5 +1,5 @@
-//! Many simulated edges below one hub with its own API: memory an edge, a change's way, one change to all, the storm after a
-//! hub's death, idle traffic.
+//! Many simulated edges below one hub, above kube-apiserver and above its own API: memory an edge, a change's way, one change to
+//! all, the storm after a hub's death, idle traffic.
 //!
 //! All in the hub's network namespace, over loopback: no link, no loss. What an edge commits, it acknowledges in the same turn
 //! of its session's loop; the commit is what is timed.
@@ -27,7 +27,24 @@ use crate::world;
 use board::Board;
 use fleet::{ALL, Fleet};
 
-const ABOVE: &str = "embedded";
+/// The Kubernetes API above the hub.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum Above {
+    /// An unmodified control plane.
+    KubeApiserver,
+    /// The hub's own.
+    Embedded,
+}
+
+impl Above {
+    fn name(self) -> &'static str {
+        match self {
+            Self::KubeApiserver => "kube-apiserver",
+            Self::Embedded => "embedded",
+        }
+    }
+}
+
 /// Requests of ours to the API at once.
 const AT_ONCE: usize = 16;
 /// What a connected edge may cost the hub, and a pod of it, KiB.
@@ -40,6 +57,8 @@ const COMMITS: usize = 100;
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Extent {
     edges: usize,
+    /// No times, no traffic.
+    memory_alone: bool,
     changes: usize,
     fan_outs: usize,
     idle: Duration,
@@ -47,14 +66,12 @@ pub(crate) struct Extent {
 }
 
 impl Extent {
-    pub(crate) fn new(quick: bool, full: bool) -> Self {
+    /// `edges` of them; what is measured is little when `quick`, and only memory when `memory_alone`.
+    pub(crate) fn new(edges: usize, quick: bool, memory_alone: bool) -> Self {
         let (idle, settle) = if quick { (20, 5) } else { (60, 20) };
         Self {
-            edges: match (quick, full) {
-                (true, _) => 200,
-                (_, true) => 10_000,
-                _ => 1000,
-            },
+            edges,
+            memory_alone,
             changes: if quick { 50 } else { 500 },
             fan_outs: if quick { 3 } else { 10 },
             idle: Duration::from_secs(idle),
@@ -68,31 +85,46 @@ impl Extent {
     }
 }
 
-/// All rows.
+/// All rows, above each API in turn or above the one that is asked for.
 ///
 /// # Errors
 /// The first measurement that could not be made.
-pub(crate) fn run(extent: Extent) -> Result<Vec<Row>> {
-    world::on_own_thread("scale", move || {
-        let site = Site::new()?;
-        let mut hub = Hub::embedded(&site)?;
-        let runtime = world::enter(&site)?;
-        let mut bench = Bench {
-            extent,
-            site: &site,
-            runtime,
-            board: Board::new(),
-            values: 0,
-            rows: Rows::default(),
-        };
-        match bench.all(&mut hub) {
-            Ok(()) => Ok(bench.rows.finish()),
-            Err(error) => Err(error.context(hub.tail())),
+pub(crate) fn run(extent: Extent, only: Option<Above>) -> Result<Vec<Row>> {
+    let mut rows = Vec::new();
+    for above in [Above::KubeApiserver, Above::Embedded] {
+        if only.is_none_or(|only| only == above) {
+            eprintln!("bench: {} edges above {}", extent.edges, above.name());
+            let measured = world::on_own_thread("scale", move || one(above, extent));
+            rows.extend(measured.with_context(|| format!("above {}", above.name()))?);
         }
-    })
+    }
+    Ok(rows)
+}
+
+fn one(above: Above, extent: Extent) -> Result<Vec<Row>> {
+    let site = Site::new()?;
+    let mut hub = match above {
+        Above::KubeApiserver => Hub::start(&site)?,
+        Above::Embedded => Hub::embedded(&site)?,
+    };
+    let runtime = world::enter(&site)?;
+    let mut bench = Bench {
+        above: above.name(),
+        extent,
+        site: &site,
+        runtime,
+        board: Board::new(),
+        values: 0,
+        rows: Rows::default(),
+    };
+    match bench.all(&mut hub) {
+        Ok(()) => Ok(bench.rows.finish()),
+        Err(error) => Err(error.context(hub.tail())),
+    }
 }
 
 struct Bench<'a> {
+    above: &'static str,
     extent: Extent,
     site: &'a Site,
     runtime: Runtime,
@@ -138,18 +170,19 @@ impl Bench<'_> {
         let row = self.memory_row("hub RSS, per new pod with a ConfigMap", (connected, Memory::of(pid)?));
         self.rows.push(row);
 
-        say("changes");
-        self.changes(&cluster)?;
-        self.fan_out(&cluster)?;
-        say("idle traffic");
-        self.idle_traffic()?;
-        say("reconnect storm");
-        self.storm(hub, &fleet)?;
+        if !self.extent.memory_alone {
+            say("changes");
+            self.changes(&cluster)?;
+            self.fan_out(&cluster)?;
+            say("idle traffic");
+            self.idle_traffic()?;
+            say("reconnect storm");
+            self.storm(hub, &fleet)?;
+            self.rows.push(real_commits(self.site, &self.runtime)?);
+        }
         drop(fleet);
         say("memory of sessions alone");
-        self.sessions_alone(hub)?;
-        self.rows.push(real_commits(self.site, &self.runtime)?);
-        Ok(())
+        self.sessions_alone(hub)
     }
 
     /// What each edge has added to the hub's memory.
@@ -160,7 +193,7 @@ impl Bench<'_> {
             each(before.anon, after.anon),
             after.rss as f64 * 1024.0 / 1e6
         );
-        Row::new(ABOVE, what, "KiB", Samples::one(each(before.rss, after.rss))).note(note)
+        Row::new(self.above, what, "KiB", Samples::one(each(before.rss, after.rss))).note(note)
     }
 
     /// What a session alone costs: a hub that knows all Nodes and pods already, before and after the edges come.
@@ -206,7 +239,7 @@ impl Bench<'_> {
         })?;
         let row = |what: &str, took: Duration| {
             Row::new(
-                ABOVE,
+                self.above,
                 format!("{edges} edges at once, {what}"),
                 "s",
                 Samples::one(took.as_secs_f64()),
@@ -269,12 +302,13 @@ impl Bench<'_> {
             behind.push(milliseconds(committed.saturating_duration_since(answered)));
         }
         let edges = self.extent.edges;
-        let row = |what: String, samples| Ok::<_, anyhow::Error>(Row::new(ABOVE, what, "ms", samples_of(samples)?));
+        let row =
+            |what: String, samples| Ok::<_, anyhow::Error>(Row::new(self.above, what, "ms", samples_of(samples)?));
         let whole = row(format!("one change → acked, {edges} edges, from the API write"), whole)?;
         self.rows.push(
             whole
                 .budget(Gate::P99, 25.0)
-                .note("simulated edges, store in memory; the write of our own API, made durable, is in it"),
+                .note("simulated edges, store in memory; the write to the API, made durable, is in it"),
         );
         self.rows.push(row("the same from the API's answer".into(), behind)?);
         Ok(())
@@ -289,7 +323,7 @@ impl Bench<'_> {
         }
         let what = format!("one change → acked by all of {edges} edges");
         self.rows.push(
-            Row::new(ABOVE, what, "ms", samples_of(took)?)
+            Row::new(self.above, what, "ms", samples_of(took)?)
                 .budget(Gate::P99, 1000.0)
                 .reference("KubeEdge: 2000 changes × 40 nodes ≈ 400 s")
                 .note("simulated edges, store in memory"),
@@ -311,7 +345,7 @@ impl Bench<'_> {
             self.extent.idle.as_secs()
         );
         self.rows.push(
-            Row::new(ABOVE, what, "MB/day", Samples::one(each))
+            Row::new(self.above, what, "MB/day", Samples::one(each))
                 .budget(Gate::Worst, 2.0)
                 .note(format!("{bytes} bytes of IP packets, both ways, of all edges")),
         );
@@ -330,14 +364,14 @@ impl Bench<'_> {
         let edges = self.extent.edges;
         let row = |what: &str, since: Instant| {
             let took = Samples::one(since.elapsed().as_secs_f64());
-            Row::new(ABOVE, format!("reconnect storm, {edges} edges: {what}"), "s", took)
+            Row::new(self.above, format!("reconnect storm, {edges} edges: {what}"), "s", took)
         };
         let rows = [row("hub ready → all back", ready), row("hub killed → all back", killed)];
         self.rows.extend(rows);
         let pid = hub.pid().context("the hub runs")?;
         let rss = Memory::of(pid)?.rss as f64 * 1024.0 / 1e6;
         self.rows.push(Row::new(
-            ABOVE,
+            self.above,
             format!("hub RSS right after the storm, {edges} edges"),
             "MB",
             Samples::one(rss),

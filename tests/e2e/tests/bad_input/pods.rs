@@ -3,9 +3,9 @@
 use std::fs;
 use std::path::Path;
 
-use kit::suite::{START, Start, robot};
+use kit::suite::{START, Start, embedded, robot};
 use kit::wait::State;
-use kit::{Hub, Site, above_both, wait_for};
+use kit::{Hub, Site, above_both, wait_for, yaml};
 
 above_both!(pods_that_cannot_run_say_why_and_recover);
 
@@ -112,6 +112,31 @@ fn pods_that_cannot_run_say_why_and_recover(start: Start) {
             .wait_ready(one.name, START)
             .unwrap_or_else(|e| panic!("{}: {e}\n{}\n{}", one.name, edge.tail(), hub.tail()));
     }
+}
+
+#[test]
+fn pods_start_on_a_machine_without_resolv_conf() {
+    let site = Site::new().expect("a site");
+    let hub = embedded(&site);
+    let edge = robot(&site, &hub);
+    let etc = edge.dir().join("own-etc");
+    let script = format!(
+        "cp -a /etc {0} && mount --bind {0} /etc && rm -f /etc/resolv.conf",
+        etc.display()
+    );
+    kit::process::run(edge.command(Path::new("sh")).args(["-c", &script])).expect("a machine without the file");
+    let manifest = yaml::shell_pod("alone", "exec sleep 100000");
+    hub.kubectl.apply(&manifest).expect("apply");
+    hub.kubectl
+        .wait_ready("alone", START)
+        .unwrap_or_else(|e| panic!("{e}\n{}", edge.tail()));
+    let file = hub.kubectl.run(&["exec", "alone", "--", "cat", "/etc/resolv.conf"]);
+    assert_eq!(file.expect("exec"), "search .\nnameserver 127.0.0.1\n");
+    wait_event(
+        &hub,
+        "alone",
+        ("DNSConfigForming", "/etc/resolv.conf of this node: No such file"),
+    );
 }
 
 /// Waits for an event of pod `name` with this reason and these words.

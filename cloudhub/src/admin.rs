@@ -12,17 +12,18 @@ use http_body_util::Full;
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
+use places::{Place, Places};
 use serde_json::Value;
-use tokio::net::UnixListener;
+use tokio::net::{UnixListener, UnixStream};
 use tokio::task::JoinSet;
 
 use crate::registry::Registry;
 
 /// A whole connection ends within this.
 const WITHIN: Duration = Duration::from_secs(30);
-/// A request's head arrives within this: those who connect and say nothing do not keep others out for long.
+/// A request's head arrives within this.
 const HEAD_WITHIN: Duration = Duration::from_secs(5);
-/// People and their scripts.
+/// People and their scripts; the oldest goes for a newcomer.
 const MAX_CONNECTIONS: usize = 16;
 
 /// Binds the socket, also where a dead hub has left its file.
@@ -47,28 +48,39 @@ pub fn bind(path: &Path) -> Result<UnixListener> {
 /// Serves the socket until it is dropped.
 pub async fn serve(listener: UnixListener, registry: Registry, config: Value) {
     let mut tasks = JoinSet::new();
+    let places = Places::new(MAX_CONNECTIONS);
     loop {
-        if tasks.len() >= MAX_CONNECTIONS {
-            tasks.join_next().await;
+        tokio::select! {
+            biased;
+            Some(_) = tasks.join_next() => {}
+            accepted = listener.accept() => match accepted {
+                // Nobody has to say who he is here, so there is always one to oust.
+                Ok((stream, _)) => if let Some(place) = places.take() {
+                    tasks.spawn(connection(stream, place, (registry.clone(), config.clone())));
+                },
+                Err(error) => {
+                    tracing::warn!(%error, "cannot accept on the admin socket");
+                    places.make_room();
+                    tokio::time::sleep(Duration::from_millis(100)).await;
+                }
+            },
         }
-        let Ok((stream, _)) = listener.accept().await else {
-            tokio::time::sleep(Duration::from_millis(100)).await;
-            continue;
-        };
-        let (registry, config) = (registry.clone(), config.clone());
-        tasks.spawn(async move {
-            let service = service_fn(move |request: Request<Incoming>| {
-                let response = answer(request.uri().path(), &registry, &config);
-                async move { Ok::<_, Infallible>(response) }
-            });
-            let connection = hyper::server::conn::http1::Builder::new()
-                .timer(TokioTimer::new())
-                .header_read_timeout(HEAD_WITHIN)
-                .serve_connection(TokioIo::new(stream), service);
-            // A caller that is slow or breaks off is cut; it is on this machine and may call again.
-            let _ = tokio::time::timeout(WITHIN, connection).await;
-        });
-        while tasks.try_join_next().is_some() {}
+    }
+}
+
+async fn connection(stream: UnixStream, place: Place, (registry, config): (Registry, Value)) {
+    let service = service_fn(move |request: Request<Incoming>| {
+        let response = answer(request.uri().path(), &registry, &config);
+        async move { Ok::<_, Infallible>(response) }
+    });
+    let connection = hyper::server::conn::http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEAD_WITHIN)
+        .serve_connection(TokioIo::new(stream), service);
+    // A caller that is slow or breaks off is cut; it is on this machine and may call again.
+    tokio::select! {
+        () = place.lost() => {}
+        _ = tokio::time::timeout(WITHIN, connection) => {}
     }
 }
 

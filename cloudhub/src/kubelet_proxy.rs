@@ -24,9 +24,10 @@ use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
+use places::{Place, Places};
 use serde_json::json;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Mutex, Semaphore};
+use tokio::sync::Mutex;
 use tokio::task::JoinSet;
 use tokio_rustls::TlsAcceptor;
 
@@ -35,8 +36,8 @@ use crate::registry::Registry;
 use crate::writer::KubeletAddress;
 use authority::Authority;
 
-/// Connections a node at once: kube-apiserver's and people's sessions in containers.
-const MAX_CONNECTIONS: usize = 256;
+/// Connections at once, over all nodes' ports: kube-apiserver's and people's sessions in containers.
+const MAX_CONNECTIONS: usize = 4096;
 /// A TLS handshake, and a request's head.
 const HANDSHAKE: Duration = Duration::from_secs(10);
 /// A stream to the edge: it is there at once, or all that the session may have are in use.
@@ -75,6 +76,7 @@ impl std::fmt::Debug for Config {
 #[derive(Debug)]
 pub struct KubeletProxy {
     config: Arc<Config>,
+    places: Places,
     ports: Mutex<Ports>,
 }
 
@@ -90,6 +92,7 @@ impl KubeletProxy {
     pub fn new(config: Config) -> Self {
         Self {
             config: Arc::new(config),
+            places: Places::new(places::within_files(MAX_CONNECTIONS)),
             ports: Mutex::default(),
         }
     }
@@ -109,7 +112,8 @@ impl KubeletAddress for KubeletProxy {
             };
             let port = listener.local_addr().ok()?.port();
             ports.of.insert(node.to_owned(), port);
-            ports.tasks.spawn(serve(self.config.clone(), node.to_owned(), listener));
+            let serving = serve(self.config.clone(), node.to_owned(), listener, self.places.clone());
+            ports.tasks.spawn(serving);
             return Some((self.config.advertise.clone(), port));
         }
         tracing::error!(node, ports = ?self.config.ports, "no port is free for the node's kubelet API");
@@ -117,7 +121,7 @@ impl KubeletAddress for KubeletProxy {
     }
 }
 
-async fn serve(config: Arc<Config>, node: String, listener: TcpListener) {
+async fn serve(config: Arc<Config>, node: String, listener: TcpListener, places: Places) {
     let serving = match config.identity.serving(&[config.advertise.clone(), node.clone()]) {
         Ok(serving) => serving,
         Err(error) => {
@@ -125,55 +129,55 @@ async fn serve(config: Arc<Config>, node: String, listener: TcpListener) {
             return;
         }
     };
-    let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     let mut tasks = JoinSet::new();
     loop {
-        let Ok(place) = places.clone().acquire_owned().await else {
-            return;
-        };
-        match listener.accept().await {
-            Ok((stream, _)) => {
-                let (config, node, serving) = (config.clone(), node.clone(), serving.clone());
-                tasks.spawn(async move {
-                    connection(config, node, (stream, serving)).await;
-                    drop(place);
-                });
-            }
-            Err(error) => {
-                tracing::warn!(node, %error, "cannot accept");
-                tokio::time::sleep(Duration::from_millis(100)).await;
-            }
+        tokio::select! {
+            biased;
+            Some(_) = tasks.join_next() => {}
+            accepted = listener.accept() => match accepted {
+                Ok((stream, remote)) => match places.take() {
+                    Some(place) => {
+                        let (config, node, serving) = (config.clone(), node.clone(), serving.clone());
+                        tasks.spawn(connection((config, node, place), stream, serving));
+                    }
+                    None => tracing::warn!(node, %remote, limit = places.limit(), "a connection too many is closed"),
+                },
+                Err(error) => {
+                    tracing::warn!(node, %error, "cannot accept");
+                    places.make_room();
+                    tokio::time::sleep(Duration::from_millis(100)).await;
+                }
+            },
         }
-        while tasks.try_join_next().is_some() {}
     }
 }
 
-async fn connection(config: Arc<Config>, node: String, (stream, serving): (TcpStream, Arc<crate::identity::Serving>)) {
-    let builder = rustls::ServerConfig::builder_with_provider(tunnel::tls::provider());
-    let Ok(builder) = builder.with_safe_default_protocol_versions() else {
-        return;
-    };
-    let builder = match config.authority.verifier().await {
-        Some(verifier) => builder.with_client_cert_verifier(verifier),
-        None => builder.with_no_client_auth(),
-    };
-    let mut tls = builder.with_cert_resolver(serving);
-    tls.alpn_protocols = vec![b"http/1.1".to_vec()];
-    let accepted = tokio::time::timeout(HANDSHAKE, TlsAcceptor::from(Arc::new(tls)).accept(stream)).await;
-    let Ok(Ok(stream)) = accepted else { return };
-    let certificate = stream
-        .get_ref()
-        .1
-        .peer_certificates()
-        .and_then(|chain| chain.first())
-        .map(|c| c.to_vec());
-    let proxy = Arc::new(Proxy {
+/// One connection; a stranger's ends when a newcomer needs its place.
+async fn connection(
+    (config, node, place): (Arc<Config>, String, Place),
+    stream: TcpStream,
+    serving: Arc<crate::identity::Serving>,
+) {
+    let mut proxy = Proxy {
         config,
         node,
-        certificate,
-    });
+        certificate: None,
+        place,
+    };
+    let stream = tokio::select! {
+        biased;
+        () = proxy.place.lost() => return,
+        accepted = tokio::time::timeout(HANDSHAKE, accept(&proxy.config, stream, serving)) => match accepted {
+            Ok(Some(stream)) => stream,
+            _ => return,
+        },
+    };
+    let chain = stream.get_ref().1.peer_certificates();
+    proxy.certificate = chain.and_then(|chain| chain.first()).map(|c| c.to_vec());
+    let proxy = Arc::new(proxy);
+    let of_requests = proxy.clone();
     let service = service_fn(move |request| {
-        let proxy = proxy.clone();
+        let proxy = of_requests.clone();
         async move { Ok::<_, Infallible>(proxy.answer(request).await) }
     });
     let served = hyper::server::conn::http1::Builder::new()
@@ -181,9 +185,30 @@ async fn connection(config: Arc<Config>, node: String, (stream, serving): (TcpSt
         .header_read_timeout(HANDSHAKE)
         .serve_connection(TokioIo::new(stream), service)
         .with_upgrades();
-    if let Err(error) = served.await {
-        tracing::debug!(%error, "a connection to a kubelet API broke");
+    tokio::select! {
+        biased;
+        () = proxy.place.lost() => tracing::debug!(node = proxy.node, "a stranger's connection is closed for a newcomer's"),
+        ended = served => if let Err(error) = ended {
+            tracing::debug!(%error, "a connection to a kubelet API broke");
+        },
     }
+}
+
+/// The TLS handshake, by the cluster's client CA as it is now.
+async fn accept(
+    config: &Config,
+    stream: TcpStream,
+    serving: Arc<crate::identity::Serving>,
+) -> Option<tokio_rustls::server::TlsStream<TcpStream>> {
+    let builder = rustls::ServerConfig::builder_with_provider(tunnel::tls::provider());
+    let builder = builder.with_safe_default_protocol_versions().ok()?;
+    let builder = match config.authority.verifier().await {
+        Some(verifier) => builder.with_client_cert_verifier(verifier),
+        None => builder.with_no_client_auth(),
+    };
+    let mut tls = builder.with_cert_resolver(serving);
+    tls.alpn_protocols = vec![b"http/1.1".to_vec()];
+    TlsAcceptor::from(Arc::new(tls)).accept(stream).await.ok()
 }
 
 /// One connection's caller and node.
@@ -191,6 +216,7 @@ struct Proxy {
     config: Arc<Config>,
     node: String,
     certificate: Option<Vec<u8>>,
+    place: Place,
 }
 
 impl Proxy {
@@ -209,6 +235,7 @@ impl Proxy {
             let message = format!("user {} may not do this on node {}", caller.user, self.node);
             return refuse(StatusCode::FORBIDDEN, "Forbidden", message);
         }
+        self.place.keep();
         match tokio::time::timeout(ANSWER, self.forward(request)).await {
             Ok(Ok(response)) => response,
             Ok(Err(message)) => refuse(StatusCode::SERVICE_UNAVAILABLE, "ServiceUnavailable", message),

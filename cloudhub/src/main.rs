@@ -18,6 +18,10 @@ fn main() -> Result<()> {
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
         .init();
+    match places::raise_file_limit() {
+        Ok(files) => tracing::info!(files, "files that this process may open"),
+        Err(error) => tracing::warn!(%error, "the limit of open files cannot be raised"),
+    }
     let _ = tunnel::tls::provider().as_ref().clone().install_default();
     tracing::info!(config = serde_json::to_string(&config)?, "starting");
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;

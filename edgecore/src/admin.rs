@@ -13,6 +13,7 @@ use http::{Method, Request, Response, StatusCode};
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
+use places::{Place, Places};
 use serde_json::Value;
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::watch;
@@ -21,7 +22,7 @@ use tokio::task::JoinSet;
 use crate::kubelet_api::answer::{self, Body};
 use crate::node::NodeInfo;
 
-/// People and their scripts.
+/// People and their scripts; the oldest goes for a newcomer.
 const MAX_CONNECTIONS: usize = 16;
 /// A request's head has to arrive within this.
 const HEAD_DEADLINE: Duration = Duration::from_secs(10);
@@ -92,15 +93,20 @@ impl Admin {
     /// Serves until dropped.
     pub async fn run(self) -> Infallible {
         let mut connections = JoinSet::new();
+        let places = Places::new(MAX_CONNECTIONS);
         loop {
             // Both arms are cancel safe.
             tokio::select! {
                 biased;
                 Some(_) = connections.join_next() => {}
-                accepted = self.listener.accept(), if connections.len() < MAX_CONNECTIONS => match accepted {
-                    Ok((stream, _)) => _ = connections.spawn(serve(stream, self.pages.clone())),
+                accepted = self.listener.accept() => match accepted {
+                    // Nobody has to say who he is here, so there is always one to oust.
+                    Ok((stream, _)) => if let Some(place) = places.take() {
+                        connections.spawn(serve(stream, place, self.pages.clone()));
+                    },
                     Err(error) => {
                         tracing::warn!(%error, "cannot accept on the admin socket");
+                        places.make_room();
                         tokio::time::sleep(Duration::from_millis(100)).await;
                     }
                 },
@@ -109,7 +115,7 @@ impl Admin {
     }
 }
 
-async fn serve(stream: UnixStream, pages: Arc<Pages>) {
+async fn serve(stream: UnixStream, place: Place, pages: Arc<Pages>) {
     let service = service_fn(|request: Request<Incoming>| {
         let response = page(&pages, &request);
         async move { Ok::<_, Infallible>(response) }
@@ -120,7 +126,10 @@ async fn serve(stream: UnixStream, pages: Arc<Pages>) {
         .keep_alive(false);
     let connection = http.serve_connection(TokioIo::new(stream), service);
     // Neither a broken nor a slow caller is ours to report.
-    let _ = tokio::time::timeout(CONNECTION_DEADLINE, connection).await;
+    tokio::select! {
+        () = place.lost() => {}
+        _ = tokio::time::timeout(CONNECTION_DEADLINE, connection) => {}
+    }
 }
 
 fn page<B>(pages: &Pages, request: &Request<B>) -> Response<Body> {

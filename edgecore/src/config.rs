@@ -19,6 +19,15 @@ pub const DEFAULT_PATH: &str = "/etc/kedge/edgecore.yaml";
 /// The longest file, bytes: the parser's time grows with the square of what is nested, and a configuration has 3 KiB.
 const MAX_TEXT: usize = 16 * 1024;
 
+/// What `evictionHard` may name.
+pub const SIGNALS: [&str; 5] = [
+    "memory.available",
+    "nodefs.available",
+    "nodefs.inodesFree",
+    "imagefs.available",
+    "pid.available",
+];
+
 /// kubelet's folder of pods' logs.
 const POD_LOGS_DIR: &str = "/var/log/pods";
 
@@ -157,7 +166,8 @@ pub struct KubeletConfig {
     pub system_reserved: BTreeMap<String, String>,
     /// Kept from pods for containerd and edgecore.
     pub kube_reserved: BTreeMap<String, String>,
-    /// Below these the node is under pressure: `memory.available`, `nodefs.available`, `nodefs.inodesFree`, `imagefs.available`, `pid.available`.
+    /// Below these the node is under pressure: [`SIGNALS`], a quantity or a share of what the machine has each. A signal that is not named
+    /// is not looked at, as in kubelet; neither are 0% and 100%.
     pub eviction_hard: BTreeMap<String, String>,
     /// The Node's labels beside those that every node has.
     pub node_labels: BTreeMap<String, String>,
@@ -420,6 +430,20 @@ impl EdgecoreConfig {
                 "a quantity such as 200m or 100Mi",
             )?;
         }
+        for (signal, threshold) in &self.kubelet.eviction_hard {
+            check(
+                SIGNALS.contains(&signal.as_str()),
+                "kubelet.evictionHard",
+                signal,
+                "memory.available, nodefs.available, nodefs.inodesFree, imagefs.available or pid.available",
+            )?;
+            check(
+                crate::node::quantity::is_threshold(threshold),
+                "kubelet.evictionHard",
+                threshold,
+                "a quantity above zero such as 100Mi, or a share from 0% to 100%",
+            )?;
+        }
         Ok(())
     }
 
@@ -484,6 +508,32 @@ mod tests {
         assert_eq!(error, "hub.addresses: \"nowhere\" is not host:port");
         assert!(parse("{apiVersion: v1, kind: EdgecoreConfig, nodeName: a}").is_err());
         assert!(parse("{apiVersion: kedge.dev/v1alpha1, kind: EdgecoreConfig, nodeName: A_b}").is_err());
+    }
+
+    #[test]
+    fn eviction_thresholds_are_kubelets() {
+        let with = |thresholds: &str| {
+            let head = "apiVersion: kedge.dev/v1alpha1, kind: EdgecoreConfig, nodeName: a";
+            parse(&format!("{{{head}, kubelet: {{evictionHard: {{{thresholds}}}}}}}"))
+        };
+        let default = with("").unwrap().kubelet.eviction_hard;
+        assert!(default.is_empty(), "who names none wants none");
+        let config = with("memory.available: 1Mi, nodefs.available: 12.5%, pid.available: 0%").unwrap();
+        assert_eq!(config.kubelet.eviction_hard.len(), 3);
+        for (wrong, named) in [
+            ("disk.available: 1Mi", "\"disk.available\""),
+            ("nodefs.available: much", "\"much\""),
+            ("nodefs.available: 101%", "\"101%\""),
+            ("nodefs.available: -1%", "\"-1%\""),
+            ("nodefs.available: '0'", "\"0\""),
+            ("nodefs.available: -1Mi", "\"-1Mi\""),
+        ] {
+            let error = with(wrong).unwrap_err().to_string();
+            assert!(
+                error.starts_with("kubelet.evictionHard: ") && error.contains(named),
+                "{error}"
+            );
+        }
     }
 
     #[test]

@@ -166,6 +166,13 @@ impl EdgeHub {
     fn try_edge(&self) -> Result<Edge, EdgeError> {
         let pki = Pki::new(&self.config.pki_dir);
         let identity = pki.load()?;
+        if identity.node != self.config.node_name {
+            // The hub would tell what the other node should run, and everything here would stop.
+            return Err(EdgeError::OtherNode {
+                node: self.config.node_name.clone(),
+                found: identity.node,
+            });
+        }
         let uplinks = self.config.uplinks.iter().map(uplink).collect();
         let config = EdgeConfig {
             node: identity.node.clone(),
@@ -267,6 +274,8 @@ fn wall() -> Duration {
 enum EdgeError {
     #[error("read this node's certificates")]
     Pki(#[from] PkiError),
+    #[error("the certificate is node {found}'s, and this is node {node}: join this machine under its own name")]
+    OtherNode { node: String, found: String },
     #[error("read the store")]
     Read(#[from] metastore::ReadError),
     #[error("write the store")]

@@ -103,6 +103,12 @@ impl Identity {
             impersonation: None,
         }
     }
+
+    /// Whether the caller itself has not said who it is.
+    pub(crate) fn is_anonymous(&self) -> bool {
+        let caller = self.impersonation.as_ref().map_or(&self.user, |i| &i.by);
+        caller.name == ANONYMOUS
+    }
 }
 
 /// An answer of the authorizers, with the reason that they give for it, or "".

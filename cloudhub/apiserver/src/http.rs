@@ -3,7 +3,7 @@
 //! socket → TLS (client certificate optional, verified when it is there) → [`route`] → authentication → authorization →
 //! [`read`], [`write`], [`discovery`], a subresource, or a review → [`answer`]
 //!
-//! Bounds: connections, requests at once (429 above), a body (3 MiB, 413 above) and the time it may take, header bytes, the
+//! Bounds: connections ([`places`]: the oldest stranger goes for a newcomer), requests at once (429 above), a body (3 MiB, 413 above) and the time it may take, header bytes, the
 //! handshake. A watch is bounded by the store's log ([`crate::store`]).
 
 pub(crate) mod answer;
@@ -28,8 +28,9 @@ use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
+use places::{Place, Places};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tokio_rustls::TlsAcceptor;
 
@@ -41,7 +42,7 @@ use crate::status::Status;
 use answer::Accept;
 use route::Route;
 
-/// Connections at once; each costs a few tens of KiB.
+/// Connections at once; each costs a few tens of KiB. Who has not shown who he is holds his only until somebody needs it.
 const MAX_CONNECTIONS: usize = 4096;
 /// Requests at once that are neither watches nor streams (kube-apiserver's `--max-requests-inflight` is 400).
 const MAX_REQUESTS: usize = 400;
@@ -75,21 +76,20 @@ impl Shared {
 
 /// Serves until the task is dropped.
 pub(crate) async fn serve(listener: TcpListener, tls: TlsAcceptor, shared: Arc<Shared>) {
-    let permits = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    let places = Places::new(places::within_files(MAX_CONNECTIONS));
     let mut connections = JoinSet::new();
     loop {
         tokio::select! {
             biased;
             Some(_) = connections.join_next() => {}
             accepted = listener.accept() => match accepted {
-                Ok((stream, remote)) => match permits.clone().try_acquire_owned() {
-                    Ok(permit) => {
-                        connections.spawn(connection(stream, (tls.clone(), shared.clone()), permit));
-                    }
-                    Err(_) => tracing::warn!(%remote, limit = MAX_CONNECTIONS, "a connection too many is closed"),
+                Ok((stream, remote)) => match places.take() {
+                    Some(place) => _ = connections.spawn(connection(stream, (tls.clone(), shared.clone()), place)),
+                    None => tracing::warn!(%remote, limit = places.limit(), "a connection too many is closed"),
                 },
                 Err(error) => {
                     tracing::warn!(%error, "cannot accept");
+                    places.make_room();
                     tokio::time::sleep(Duration::from_millis(100)).await;
                 }
             }
@@ -97,20 +97,50 @@ pub(crate) async fn serve(listener: TcpListener, tls: TlsAcceptor, shared: Arc<S
     }
 }
 
-async fn connection(stream: TcpStream, (tls, shared): (TlsAcceptor, Arc<Shared>), permit: OwnedSemaphorePermit) {
-    let _permit = permit;
+/// Where requests come from: one connection.
+#[derive(Debug)]
+struct Caller {
+    remote: Option<SocketAddr>,
+    /// What TLS has verified.
+    certificate: Option<Vec<u8>>,
+    place: Place,
+}
+
+async fn connection(stream: TcpStream, (tls, shared): (TlsAcceptor, Arc<Shared>), place: Place) {
     // Small answers must not wait for a full segment; a socket that refuses the option works too.
     let _ = stream.set_nodelay(true);
     let remote = stream.peer_addr().ok();
-    let Ok(Ok(stream)) = tokio::time::timeout(HANDSHAKE, tls.accept(stream)).await else {
-        return;
+    let stream = tokio::select! {
+        biased;
+        () = place.lost() => return,
+        accepted = tokio::time::timeout(HANDSHAKE, tls.accept(stream)) => match accepted {
+            Ok(Ok(stream)) => stream,
+            _ => return,
+        },
     };
     let chain = stream.get_ref().1.peer_certificates();
-    let certificate = chain.and_then(|c| c.first()).map(|c| Arc::<[u8]>::from(c.as_ref()));
-    let service = service_fn(move |request| {
-        let (shared, certificate) = (shared.clone(), certificate.clone());
-        async move { Ok::<_, Infallible>(answer_to(shared, certificate, remote, request).await) }
+    let caller = Arc::new(Caller {
+        remote,
+        certificate: chain.and_then(|c| c.first()).map(|c| c.to_vec()),
+        place,
     });
+    let of_requests = caller.clone();
+    let service = service_fn(move |request| {
+        let (shared, caller) = (shared.clone(), of_requests.clone());
+        async move { Ok::<_, Infallible>(answer_to(shared, &caller, request).await) }
+    });
+    let builder = protocols();
+    let served = builder.serve_connection_with_upgrades(TokioIo::new(stream), service);
+    tokio::select! {
+        biased;
+        () = caller.place.lost() => tracing::debug!(?remote, "a stranger's connection is closed for a newcomer's"),
+        ended = served => if let Err(error) = ended {
+            tracing::debug!(%error, "a connection broke");
+        },
+    }
+}
+
+fn protocols() -> auto::Builder<TokioExecutor> {
     let mut builder = auto::Builder::new(TokioExecutor::new());
     builder
         .http1()
@@ -123,12 +153,7 @@ async fn connection(stream: TcpStream, (tls, shared): (TlsAcceptor, Arc<Shared>)
         .max_concurrent_streams(MAX_STREAMS)
         .max_header_list_size(32 * 1024)
         .keep_alive_interval(Some(Duration::from_secs(30)));
-    if let Err(error) = builder
-        .serve_connection_with_upgrades(TokioIo::new(stream), service)
-        .await
-    {
-        tracing::debug!(%error, "a connection broke");
-    }
+    builder
 }
 
 /// One request.
@@ -142,18 +167,13 @@ pub(crate) struct Call {
     pub(crate) accept: Accept,
 }
 
-async fn answer_to(
-    shared: Arc<Shared>,
-    certificate: Option<Arc<[u8]>>,
-    remote: Option<SocketAddr>,
-    request: Request<Incoming>,
-) -> Response<Body> {
+async fn answer_to(shared: Arc<Shared>, caller: &Arc<Caller>, request: Request<Incoming>) -> Response<Body> {
     let path = request.uri().path().to_owned();
     let method = request.method().clone();
-    let result = handle(shared, certificate, request).await;
+    let result = handle(shared, caller.clone(), request).await;
     let response = result.unwrap_or_else(|status| {
         if status.code >= 500 {
-            tracing::warn!(%method, path, ?remote, code = status.code, message = status.message, "a request failed");
+            tracing::warn!(%method, path, remote = ?caller.remote, code = status.code, message = status.message, "a request failed");
         }
         answer::refusal(&status)
     });
@@ -163,11 +183,14 @@ async fn answer_to(
 
 fn handle(
     shared: Arc<Shared>,
-    certificate: Option<Arc<[u8]>>,
+    caller: Arc<Caller>,
     request: Request<Incoming>,
 ) -> BoxFuture<'static, Result<Response<Body>, Status>> {
     Box::pin(async move {
-        let identity = shared.auth.identify(certificate.as_deref(), request.headers())?;
+        let identity = shared.auth.identify(caller.certificate.as_deref(), request.headers())?;
+        if !identity.is_anonymous() {
+            caller.place.keep();
+        }
         let query = input::Query::parse(request.uri().query().unwrap_or_default())?;
         let route = route::parse(request.uri().path())?;
         let attributes = route.attributes(request.method(), &query)?;

@@ -7,6 +7,7 @@
 //! no metrics, which is what `kubectl top` shows.
 
 mod resource;
+pub(crate) mod show;
 
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -14,7 +15,7 @@ use std::time::Duration;
 
 use futures::StreamExt as _;
 use futures::future::BoxFuture;
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 use time::OffsetDateTime;
 use tokio::time::{Instant, sleep, timeout};
 
@@ -25,11 +26,10 @@ use crate::selector::Labels;
 use crate::status::Status;
 use crate::store::{Key, Store, Stored};
 use resource::{Sample, Usage};
+use show::{Found, Metric};
 
 /// API group.
 const GROUP: &str = "metrics.k8s.io";
-/// Group and version.
-const API_VERSION: &str = "metrics.k8s.io/v1beta1";
 
 /// A node's kubelet answers within this, or it has no metrics.
 const NODE: Duration = Duration::from_secs(3);
@@ -62,7 +62,7 @@ pub(crate) struct Metrics {
 }
 
 impl Metrics {
-    /// NodeMetrics of node `name`, or a NodeMetricsList of the nodes that `labels` select.
+    /// The metrics of node `name`, or of the nodes that `labels` select.
     ///
     /// # Errors
     /// 404: there is no node `name`, or it has no metrics.
@@ -72,7 +72,7 @@ impl Metrics {
         store: &Store,
         name: Option<&str>,
         labels: &Labels,
-    ) -> Result<Value, Status> {
+    ) -> Result<Found, Status> {
         let Some(name) = name else {
             let nodes = all(store, "nodes", None);
             self.forget_others(&nodes);
@@ -82,16 +82,16 @@ impl Metrics {
             let items = chosen
                 .iter()
                 .filter_map(|node| node_metrics(&node.value(), samples.get(&node.key.name)?));
-            return Ok(list("NodeMetricsList", items.collect()));
+            return Ok(Found::list("NodeMetrics", items.collect()));
         };
         let none = || Status::not_found(GROUP, "nodes", name);
         let node = one(store, "nodes", "", name).ok_or_else(none)?;
         let pair = self.sampled(kubelets, name).await.ok_or_else(none)?;
-        let metrics = node_metrics(&node.value(), &pair).ok_or_else(none)?;
-        Ok(typed("NodeMetrics", metrics))
+        let metric = node_metrics(&node.value(), &pair).ok_or_else(none)?;
+        Ok(Found::one("NodeMetrics", metric))
     }
 
-    /// PodMetrics of the pod that is named, or a PodMetricsList of the pods of one namespace or all that `labels` select.
+    /// The metrics of the pod that is named, or of the pods of one namespace or all that `labels` select.
     ///
     /// # Errors
     /// 404: there is no such pod, or it has no metrics.
@@ -101,7 +101,7 @@ impl Metrics {
         store: &Store,
         (namespace, name): (Option<&str>, Option<&str>),
         labels: &Labels,
-    ) -> Result<Value, Status> {
+    ) -> Result<Found, Status> {
         let Some(name) = name else {
             let pods = all(store, "pods", namespace);
             let chosen: Vec<Value> = pods
@@ -115,14 +115,14 @@ impl Metrics {
             let items = chosen
                 .iter()
                 .filter_map(|pod| pod_metrics(pod, samples.get(node_of(pod))?));
-            return Ok(list("PodMetricsList", items.collect()));
+            return Ok(Found::list("PodMetrics", items.collect()));
         };
         let namespace = namespace.unwrap_or_default();
         let none = || Status::not_found(GROUP, "pods", &format!("{namespace}/{name}"));
         let pod = one(store, "pods", namespace, name).ok_or_else(none)?.value();
         let pair = self.sampled(kubelets, node_of(&pod)).await.ok_or_else(none)?;
-        let metrics = pod_metrics(&pod, &pair).ok_or_else(none)?;
-        Ok(typed("PodMetrics", metrics))
+        let metric = pod_metrics(&pod, &pair).ok_or_else(none)?;
+        Ok(Found::one("PodMetrics", metric))
     }
 
     /// Lets go of nodes that are no more.
@@ -214,44 +214,28 @@ fn node_of(pod: &Value) -> &str {
     object::text(pod, "/spec/nodeName")
 }
 
-fn list(kind: &str, items: Vec<Value>) -> Value {
-    json!({"kind": kind, "apiVersion": API_VERSION, "metadata": {}, "items": items})
-}
-
-fn typed(kind: &str, metrics: Value) -> Value {
-    let mut typed = Map::new();
-    typed.insert("kind".into(), kind.into());
-    typed.insert("apiVersion".into(), API_VERSION.into());
-    if let Value::Object(fields) = metrics {
-        typed.extend(fields);
-    }
-    Value::Object(typed)
-}
-
-fn node_metrics(node: &Value, (previous, last): &Pair) -> Option<Value> {
+fn node_metrics(node: &Value, (previous, last): &Pair) -> Option<Metric> {
     let usage = resource::usage(previous.node.as_ref(), last.node.as_ref()?)?;
-    Some(
-        json!({"metadata": metadata(node), "timestamp": object::timestamp(usage.time),
-                "window": resource::window(usage.window), "usage": quantities(&usage)}),
-    )
+    let object = json!({"metadata": metadata(node), "timestamp": object::timestamp(usage.time),
+                        "window": resource::window(usage.window), "usage": quantities(&usage)});
+    Some(Metric { object, sum: usage })
 }
 
 /// None unless every container of the pod has metrics, for the sum would lie.
-fn pod_metrics(pod: &Value, (previous, last): &Pair) -> Option<Value> {
+fn pod_metrics(pod: &Value, (previous, last): &Pair) -> Option<Metric> {
     let of = (object::namespace(pod).to_owned(), object::name(pod).to_owned());
     let mut containers = Vec::new();
-    let mut earliest: Option<(OffsetDateTime, Duration)> = None;
+    let mut sum: Option<Usage> = None;
     for (name, point) in last.pods.get(&of)? {
         let before = previous.pods.get(&of).and_then(|containers| containers.get(name));
         let usage = resource::usage(before, point)?;
-        if earliest.is_none_or(|(time, _)| usage.time < time) {
-            earliest = Some((usage.time, usage.window));
-        }
         containers.push(json!({"name": name, "usage": quantities(&usage)}));
+        sum = Some(sum.map_or(usage, |sum| sum.with(&usage)));
     }
-    let (time, window) = earliest?;
-    Some(json!({"metadata": metadata(pod), "timestamp": object::timestamp(time),
-                "window": resource::window(window), "containers": containers}))
+    let sum = sum?;
+    let object = json!({"metadata": metadata(pod), "timestamp": object::timestamp(sum.time),
+                        "window": resource::window(sum.window), "containers": containers});
+    Some(Metric { object, sum })
 }
 
 fn quantities(usage: &Usage) -> Value {
@@ -309,12 +293,12 @@ mod tests {
     #[test]
     fn a_nodes_metrics_are_a_rate_with_its_window() {
         let node = json!({"metadata": {"name": "n1", "labels": {"a": "b"}}});
-        let metrics = node_metrics(&node, &pair(5.031)).unwrap();
+        let metric = node_metrics(&node, &pair(5.031)).unwrap();
+        let metrics = &metric.object;
         assert_eq!(metrics["window"], "10.062s");
         assert_eq!(metrics["timestamp"], "2023-11-14T22:13:30Z");
         assert_eq!(metrics["usage"], json!({"cpu": "500m", "memory": "1Mi"}));
         assert_eq!(metrics["metadata"]["labels"], json!({"a": "b"}));
-        assert_eq!(typed("NodeMetrics", metrics)["apiVersion"], "metrics.k8s.io/v1beta1");
     }
 
     #[tokio::test(start_paused = true)]
@@ -348,7 +332,7 @@ mod tests {
     fn a_pod_with_a_container_that_has_no_rate_has_no_metrics() {
         let pod = json!({"metadata": {"name": "p", "namespace": "n"}});
         let (previous, last) = pair(1.0);
-        let metrics = pod_metrics(&pod, &(previous.clone(), last.clone())).unwrap();
+        let metrics = pod_metrics(&pod, &(previous.clone(), last.clone())).unwrap().object;
         assert_eq!(metrics["containers"][0]["name"], "a");
         assert_eq!(metrics["containers"][0]["usage"]["memory"], "1500");
         let empty = Arc::new(resource::parse("", OffsetDateTime::UNIX_EPOCH));

@@ -182,7 +182,8 @@ fn cells(row: &Row, places: &[Place], object: &Value, now: OffsetDateTime) -> Ve
     places.iter().map(cell).collect()
 }
 
-fn included(object: Value, include: IncludeObject) -> Value {
+/// As much of an object as goes along with its row.
+pub(crate) fn included(object: Value, include: IncludeObject) -> Value {
     match include {
         IncludeObject::None => Value::Null,
         IncludeObject::Metadata => partial(object),

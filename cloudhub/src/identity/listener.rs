@@ -1,7 +1,7 @@
 //! The join listener: HTTPS with the serving CA's certificate, no client certificate, one path, small bounds.
 //!
 //! `POST /v1/join` (JSON, [`super::JoinRequest`]) → 200 [`super::JoinAnswer`] or a Status-like `{"reason", "message"}`;
-//! `POST /v1/rejoin` (JSON, [`super::RejoinRequest`]) → 200 PEM chain. Anybody can reach it, so: TLS 1.3 only, [`MAX_CONNECTIONS`] at once, [`CONNECTION_WITHIN`] each, [`MAX_BODY`] bytes.
+//! `POST /v1/rejoin` (JSON, [`super::RejoinRequest`]) → 200 PEM chain. Anybody can reach it, so: TLS 1.3 only, [`MAX_CONNECTIONS`] at once (the oldest goes for a newcomer), [`CONNECTION_WITHIN`] each, [`MAX_BODY`] bytes.
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
@@ -14,9 +14,10 @@ use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
+use places::{Place, Places};
 use serde::de::DeserializeOwned;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
@@ -26,8 +27,8 @@ use super::{Identity, JoinError, JoinRequest, stopped};
 
 /// A request with a CSR has about 1 KiB.
 const MAX_BODY: usize = 64 * 1024;
-/// Joins are rare; more than this at once is an attack or a factory.
-const MAX_CONNECTIONS: usize = 256;
+/// Joins are rare and short; more than this at once is an attack or a factory.
+const MAX_CONNECTIONS: usize = 1024;
 /// A handshake, a request and its answer over a bad link.
 const CONNECTION_WITHIN: Duration = Duration::from_secs(30);
 /// Headers of a slow writer.
@@ -109,22 +110,23 @@ impl JoinListener {
     /// Serves until `stop`.
     pub async fn run(self, mut stop: watch::Receiver<bool>) {
         let mut connections = JoinSet::new();
-        let permits = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+        let places = Places::new(places::within_files(MAX_CONNECTIONS));
         loop {
             tokio::select! {
                 biased;
                 () = stopped(&mut stop) => return,
                 Some(_) = connections.join_next() => {}
                 accepted = self.listener.accept() => match accepted {
-                    Ok((stream, remote)) => match permits.clone().try_acquire_owned() {
-                        Ok(permit) => {
-                            connections.spawn(serve(self.shared.clone(), stream, remote, permit));
+                    Ok((stream, remote)) => match places.take() {
+                        Some(place) => {
+                            connections.spawn(serve(self.shared.clone(), stream, remote, place));
                         }
-                        Err(_) => tracing::warn!(%remote, "too many joins at once: dropped a connection"),
+                        None => tracing::warn!(%remote, "too many joins at once: dropped a connection"),
                     },
                     Err(error) => {
-                        // Out of file descriptors, most likely: connections that end give some back.
+                        // Out of file descriptors, most likely.
                         tracing::warn!(%error, "accept a join connection");
+                        places.make_room();
                         tokio::time::sleep(Duration::from_millis(100)).await;
                     }
                 },
@@ -133,10 +135,10 @@ impl JoinListener {
     }
 }
 
-async fn serve(shared: Arc<Shared>, stream: TcpStream, remote: SocketAddr, _permit: OwnedSemaphorePermit) {
+async fn serve(shared: Arc<Shared>, stream: TcpStream, remote: SocketAddr, place: Place) {
     let connection = async {
         let stream = shared.tls.accept(stream).await?;
-        let service = service_fn(|request| answer(&shared, remote, request));
+        let service = service_fn(|request| answer(&shared, remote, &place, request));
         let mut http = hyper::server::conn::http1::Builder::new();
         http.timer(TokioTimer::new())
             .header_read_timeout(HEADERS_WITHIN)
@@ -147,7 +149,12 @@ async fn serve(shared: Arc<Shared>, stream: TcpStream, remote: SocketAddr, _perm
             .await
             .map_err(std::io::Error::other)
     };
-    match timeout(CONNECTION_WITHIN, connection).await {
+    let ended = tokio::select! {
+        biased;
+        () = place.lost() => return tracing::debug!(%remote, "a join connection is closed for a newcomer's"),
+        ended = timeout(CONNECTION_WITHIN, connection) => ended,
+    };
+    match ended {
         Ok(Ok(())) => {}
         Ok(Err(error)) => tracing::debug!(%remote, %error, "a join connection broke"),
         Err(_) => tracing::debug!(%remote, "a join connection took too long"),
@@ -157,14 +164,15 @@ async fn serve(shared: Arc<Shared>, stream: TcpStream, remote: SocketAddr, _perm
 async fn answer(
     shared: &Shared,
     remote: SocketAddr,
+    place: &Place,
     request: Request<Incoming>,
 ) -> Result<Response<Full<Bytes>>, Infallible> {
     Ok(match (request.method(), request.uri().path()) {
-        (&Method::POST, "/v1/join") => match read(request.into_body()).await {
+        (&Method::POST, "/v1/join") => match read(request.into_body(), place).await {
             Ok(request) => join(shared, remote, &request).await,
             Err(refusal) => refusal,
         },
-        (&Method::POST, "/v1/rejoin") => match read(request.into_body()).await {
+        (&Method::POST, "/v1/rejoin") => match read(request.into_body(), place).await {
             Ok(request) => match shared.identity.rejoin(&request) {
                 Ok(chain) => respond(StatusCode::OK, "application/x-pem-file", chain),
                 Err(error) => log_refusal(remote, "", &error),
@@ -180,8 +188,8 @@ async fn answer(
     })
 }
 
-/// Reads a JSON body, or gives the refusal.
-async fn read<T: DeserializeOwned>(body: Incoming) -> Result<T, Response<Full<Bytes>>> {
+/// Reads a JSON body, or gives the refusal. Whoever has sent a whole one is not cut while it is answered: his token is used up then.
+async fn read<T: DeserializeOwned>(body: Incoming, place: &Place) -> Result<T, Response<Full<Bytes>>> {
     let body = match Limited::new(body, MAX_BODY).collect().await {
         Ok(body) => body.to_bytes(),
         Err(error) => {
@@ -189,6 +197,7 @@ async fn read<T: DeserializeOwned>(body: Incoming) -> Result<T, Response<Full<By
             return Err(refuse(StatusCode::PAYLOAD_TOO_LARGE, "BadBody", &message));
         }
     };
+    place.keep();
     serde_json::from_slice(&body).map_err(|error| {
         refuse(
             StatusCode::BAD_REQUEST,

@@ -38,15 +38,27 @@ fn factor(suffix: &str) -> Option<u128> {
     }
 }
 
-/// A threshold of eviction: a quantity in whole units, or a share of `capacity`.
+/// A threshold of eviction: a quantity in whole units, or a share of `capacity`. None where it is to be ignored: 0% and 100%.
 pub fn threshold(text: &str, capacity: u64) -> Option<u64> {
     match text.strip_suffix('%') {
         Some(percent) => {
-            let share: f64 = percent.parse().ok().filter(|p| (0.0..=100.0).contains(p))?;
+            let share = share(percent).filter(|share| *share > 0.0 && *share < 100.0)?;
             Some((capacity as f64 * share / 100.0) as u64)
         }
         None => Some(parse(text)?.div_ceil(1000)),
     }
+}
+
+/// Whether kubelet would take `text` for a threshold: a quantity above zero, or a share from 0% to 100%.
+pub fn is_threshold(text: &str) -> bool {
+    match text.strip_suffix('%') {
+        Some(percent) => share(percent).is_some(),
+        None => parse(text).is_some_and(|quantity| quantity > 0),
+    }
+}
+
+fn share(percent: &str) -> Option<f64> {
+    percent.parse().ok().filter(|p| (0.0..=100.0).contains(p))
 }
 
 /// CPU as kubelet writes it: whole cores, else millicores.
@@ -96,6 +108,10 @@ mod tests {
         assert_eq!(threshold("10%", 1000), Some(100));
         assert_eq!(threshold("100Mi", 0), Some(100 << 20));
         assert_eq!(threshold("101%", 10), None);
+        for text in ["0%", "100%"] {
+            assert!(is_threshold(text), "{text}");
+            assert_eq!(threshold(text, 10), None, "{text}");
+        }
     }
 
     proptest! {
@@ -108,7 +124,8 @@ mod tests {
         #[test]
         fn mangled_text_never_panics(text in ".{0,24}") {
             let _ = parse(&text);
-            let _ = threshold(&text, u64::MAX);
+            let threshold = threshold(&text, u64::MAX);
+            prop_assert!(threshold.is_none_or(|t| t == 0) || is_threshold(&text));
         }
     }
 }

@@ -94,17 +94,38 @@ pub fn hosts(pod: &Pod, facts: &Facts, cluster_domain: &str, node: &str) -> Stri
     out
 }
 
-/// The pod's resolv.conf by dnsPolicy and dnsConfig (kubelet's `dns` package). `node` is the node's own file.
-pub fn dns(pod: &Pod, cluster_dns: &[String], cluster_domain: &str, node: &str) -> cri::DnsConfig {
-    let policy = pod.spec.dns_policy.as_deref().unwrap_or("ClusterFirst");
-    let cluster = match policy {
+/// Whether a pod's name servers are the cluster's.
+fn has_cluster_dns(pod: &Pod, cluster_dns: &[String]) -> bool {
+    let by_policy = match policy(pod) {
         "ClusterFirstWithHostNet" => true,
         "ClusterFirst" => !pod.spec.host_network,
         _ => false,
-    } && !cluster_dns.is_empty();
-    let mut config = match policy {
-        "None" => cri::DnsConfig::default(),
-        _ => parse_resolv_conf(node),
+    };
+    by_policy && !cluster_dns.is_empty()
+}
+
+/// Whether a pod's name servers are the node's.
+pub fn has_node_dns(pod: &Pod, cluster_dns: &[String]) -> bool {
+    policy(pod) != "None" && !has_cluster_dns(pod, cluster_dns)
+}
+
+fn policy(pod: &Pod) -> &str {
+    pod.spec.dns_policy.as_deref().unwrap_or("ClusterFirst")
+}
+
+/// The pod's resolv.conf by dnsPolicy and dnsConfig (kubelet's `dns` package). `node` is the node's own file; where there is none, its
+/// pods get what kubelet's get with `resolvConf: ""`: the runtime would look for the file that is not there, and start nothing.
+pub fn dns(pod: &Pod, cluster_dns: &[String], cluster_domain: &str, node: Option<&str>) -> cri::DnsConfig {
+    let cluster = has_cluster_dns(pod, cluster_dns);
+    let mut config = match (policy(pod), node) {
+        ("None", _) => cri::DnsConfig::default(),
+        (_, Some(node)) => parse_resolv_conf(node),
+        (_, None) if cluster => cri::DnsConfig::default(),
+        (_, None) => cri::DnsConfig {
+            servers: vec!["127.0.0.1".to_owned()],
+            searches: vec![".".to_owned()],
+            options: Vec::new(),
+        },
     };
     if cluster {
         let mut searches = vec![
@@ -268,7 +289,7 @@ mod tests {
     fn dns_follows_the_policy() {
         let node = "nameserver 9.9.9.9\nsearch example.com\noptions timeout:1\n";
         let cluster = ["10.96.0.10".to_owned()];
-        let first = dns(&pod(json!({})), &cluster, "cluster.local", node);
+        let first = dns(&pod(json!({})), &cluster, "cluster.local", Some(node));
         assert_eq!(first.servers, cluster);
         assert_eq!(
             first.searches,
@@ -280,14 +301,14 @@ mod tests {
             ]
         );
         assert_eq!(
-            dns(&pod(json!({"hostNetwork": true})), &cluster, "c", node).servers,
+            dns(&pod(json!({"hostNetwork": true})), &cluster, "c", Some(node)).servers,
             ["9.9.9.9"]
         );
-        assert_eq!(dns(&pod(json!({})), &[], "c", node).servers, ["9.9.9.9"]);
+        assert_eq!(dns(&pod(json!({})), &[], "c", Some(node)).servers, ["9.9.9.9"]);
         let none = pod(
             json!({"dnsPolicy": "None", "dnsConfig": {"nameservers": ["1.1.1.1"], "options": [{"name": "ndots", "value": "2"}, {"name": "debug"}]}}),
         );
-        let config = dns(&none, &cluster, "c", node);
+        let config = dns(&none, &cluster, "c", Some(node));
         assert_eq!(
             (config.servers, config.options),
             (
@@ -295,6 +316,26 @@ mod tests {
                 vec!["ndots:2".to_owned(), "debug".to_owned()]
             )
         );
+    }
+
+    #[test]
+    fn dns_of_a_node_without_a_resolv_conf_is_kubelets_without_one() {
+        let cluster = ["10.96.0.10".to_owned()];
+        let alone = dns(&pod(json!({})), &[], "c", None);
+        assert_eq!(
+            (alone.servers, alone.searches),
+            (vec!["127.0.0.1".to_owned()], vec![".".to_owned()])
+        );
+        let first = dns(&pod(json!({})), &cluster, "c", None);
+        assert_eq!(first.servers, cluster);
+        assert_eq!(first.searches, ["ns.svc.c", "svc.c", "c"]);
+        let own = pod(json!({"dnsPolicy": "Default", "dnsConfig": {"nameservers": ["1.1.1.1"]}}));
+        assert_eq!(dns(&own, &cluster, "c", None).servers, ["127.0.0.1", "1.1.1.1"]);
+        let none = pod(json!({"dnsPolicy": "None", "dnsConfig": {"nameservers": ["1.1.1.1"]}}));
+        assert_eq!(dns(&none, &cluster, "c", None).servers, ["1.1.1.1"]);
+        let uses = |spec, cluster: &[String]| has_node_dns(&pod(spec), cluster);
+        assert!(uses(json!({}), &[]) && uses(json!({"hostNetwork": true}), &cluster));
+        assert!(!uses(json!({}), &cluster) && !uses(json!({"dnsPolicy": "None"}), &[]));
     }
 
     #[test]

@@ -160,6 +160,9 @@ async fn try_sandbox(shared: &Shared, pod: &Pod, observed: &Observed, attempt: u
     shared.cgroups.ensure(pod);
     std::fs::create_dir_all(dir(shared, pod).logs).map_err(|e| e.to_string())?;
     let handler = handler(shared, pod)?;
+    if let Some(message) = spec::missing_dns(pod, &shared.config) {
+        shared.event((pod, None), Severity::Warning, "DNSConfigForming", &message);
+    }
     let config = spec::sandbox(pod, &shared.config, &shared.cgroups, attempt);
     match shared.runtime.run_sandbox(&config, &handler).await {
         Ok(_) => Ok(()),

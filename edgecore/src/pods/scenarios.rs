@@ -56,8 +56,13 @@ impl Node {
             complete: watch::channel(true).0,
             running: None,
         };
+        std::fs::write(node.resolv_conf(), "nameserver 192.0.2.53\n").expect("write");
         node.start();
         node
+    }
+
+    fn resolv_conf(&self) -> std::path::PathBuf {
+        self.dir.path().join("resolv.conf")
     }
 
     fn start(&mut self) {
@@ -68,7 +73,7 @@ impl Node {
             pod_logs_dir: path("logs"),
             container_logs_dir: None,
             cgroup_mount: path("cgroup"),
-            resolv_conf: path("resolv.conf"),
+            resolv_conf: self.resolv_conf(),
             ..PodsConfig::default()
         };
         let rows: Arc<dyn Rows> = self.rows.clone();
@@ -248,6 +253,26 @@ async fn a_pod_runs_is_deleted_and_leaves_nothing() {
     assert!(node.status("web")["containerStatuses"][0]["state"]["terminated"]["exitCode"].is_number());
     node.delete("web");
     node.until("status row gone", 30, |n| n.status("web").is_null()).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_pod_starts_on_a_node_without_a_resolv_conf_and_says_what_it_lacks() {
+    let node = Node::new();
+    let servers = |node: &Node, name: &str| {
+        let sandboxes = node.runtime.sandboxes();
+        let sandbox = sandboxes.values().find(|s| s.config.metadata.name == name);
+        sandbox.and_then(|s| s.config.dns.clone()).expect("dns").servers
+    };
+    node.put("with", one());
+    node.until_ready("with").await;
+    assert_eq!(servers(&node, "with"), ["192.0.2.53"]);
+    assert!(!node.reasons().contains(&"DNSConfigForming".to_owned()));
+    std::fs::remove_file(node.resolv_conf()).expect("remove");
+    node.put("without", one());
+    node.until_ready("without").await;
+    assert_eq!(servers(&node, "without"), ["127.0.0.1"]);
+    node.until("the event", 5, |n| n.reasons().contains(&"DNSConfigForming".to_owned()))
+        .await;
 }
 
 #[tokio::test(start_paused = true)]

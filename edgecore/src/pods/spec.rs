@@ -69,6 +69,14 @@ pub fn pod_labels(pod: &Pod, node: &str) -> StringMap {
     ])
 }
 
+/// Why a pod will resolve no names, where it needs the node's resolv.conf and that cannot be read.
+pub fn missing_dns(pod: &Pod, config: &PodsConfig) -> Option<String> {
+    let error = std::fs::read_to_string(&config.resolv_conf).err()?;
+    let path = config.resolv_conf.display();
+    files::has_node_dns(pod, &config.cluster_dns)
+        .then(|| format!("{path} of this node: {error}: the pod's name server is 127.0.0.1, and it resolves no names"))
+}
+
 /// The sandbox of a pod.
 pub fn sandbox(pod: &Pod, config: &PodsConfig, cgroups: &Cgroups, attempt: u32) -> SandboxConfig {
     let m = &pod.metadata;
@@ -86,8 +94,7 @@ pub fn sandbox(pod: &Pod, config: &PodsConfig, cgroups: &Cgroups, attempt: u32) 
         label::GRACE.to_owned(),
         pod.spec.termination_grace_period_seconds.unwrap_or(30).to_string(),
     );
-    // The runtime fills in the host's resolv.conf itself where the node has none to read.
-    let resolv = std::fs::read_to_string(&config.resolv_conf).unwrap_or_default();
+    let resolv = std::fs::read_to_string(&config.resolv_conf).ok();
     let context = &pod.spec.security_context;
     let privileged = pod.all_containers().any(|c| own(c).privileged == Some(true));
     SandboxConfig {
@@ -99,7 +106,12 @@ pub fn sandbox(pod: &Pod, config: &PodsConfig, cgroups: &Cgroups, attempt: u32) 
         },
         hostname,
         log_directory: dir.logs.display().to_string(),
-        dns: Some(files::dns(pod, &config.cluster_dns, &config.cluster_domain, &resolv)),
+        dns: Some(files::dns(
+            pod,
+            &config.cluster_dns,
+            &config.cluster_domain,
+            resolv.as_deref(),
+        )),
         port_mappings: port_mappings(pod),
         labels,
         annotations,

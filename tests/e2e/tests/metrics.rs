@@ -1,14 +1,17 @@
-//! Suite `metrics`: a real metrics-server above a real kube-apiserver scrapes the kubelet API that the hub serves for an edge node.
+//! Suite `metrics`: a real metrics-server above a real kube-apiserver scrapes the kubelet API that the hub serves for an edge node; the
+//! hub's own API shows the same by itself.
 
 use std::time::Duration;
 
 use kit::hub::Above;
 use kit::kubectl::Kubectl;
 use kit::metrics_server::MetricsServer;
-use kit::suite::{START, kubernetes, robot};
+use kit::suite::{START, Start, kubernetes, robot};
 use kit::wait::State;
-use kit::{Site, wait_for, yaml};
+use kit::{Site, above_both, wait_for, yaml};
 use serde_json::Value;
+
+above_both!(kubectl_get_prints_metrics_as_metrics_server_does);
 
 /// Two scrapes of 10 s each make a rate; a busy machine misses some.
 const SCRAPED: Duration = Duration::from_secs(120);
@@ -81,4 +84,57 @@ fn kubectl_top_shows_an_edge_node_and_its_pods() {
         pods.lines().any(|l| l.starts_with("web") && l.contains("main")),
         "{pods}"
     );
+}
+
+/// The words of the lines that kubectl prints of `what`, once there are any below the head.
+fn printed(kubectl: &Kubectl, what: &str) -> Vec<Vec<String>> {
+    let (lines, _) = wait_for(&format!("kubectl get {what}"), SCRAPED, || {
+        let text = match kubectl.run(&["get", what]) {
+            Ok(text) => text,
+            Err(error) => return State::Not(error.to_string()),
+        };
+        let words = |line: &str| line.split_whitespace().map(str::to_owned).collect::<Vec<_>>();
+        let lines: Vec<_> = text.lines().map(words).collect();
+        if lines.len() > 1 {
+            State::Done(lines)
+        } else {
+            State::Not(text)
+        }
+    })
+    .unwrap_or_else(|e| panic!("{e}"));
+    lines
+}
+
+fn kubectl_get_prints_metrics_as_metrics_server_does(start: Start) {
+    let site = Site::new().expect("a site");
+    let hub = start(&site);
+    let edge = robot(&site, &hub);
+    hub.kubectl
+        .apply(&yaml::shell_pod("busy", "while true; do :; done"))
+        .expect("apply");
+    hub.kubectl
+        .wait_ready("busy", START)
+        .unwrap_or_else(|e| panic!("{e}\n{}\n{}", edge.tail(), hub.tail()));
+    let _server = match &hub.above {
+        Above::Kubernetes(plane, _) => Some(MetricsServer::start(&site, plane).expect("metrics-server")),
+        Above::Embedded => None,
+    };
+    for (what, name) in [("nodemetrics", "robot-1"), ("podmetrics", "busy")] {
+        let lines = printed(&hub.kubectl, what);
+        assert_eq!(lines[0], ["NAME", "CPU", "MEMORY", "WINDOW"], "{what}");
+        let [shown, cpu, memory, window] = lines[1].as_slice() else {
+            panic!("{what}: {lines:?}")
+        };
+        assert_eq!(shown, name);
+        assert!(
+            cpu.ends_with(['n', 'u', 'm']) || cpu.parse::<u32>().is_ok(),
+            "{what}: {cpu}"
+        );
+        assert!(memory.ends_with("Ki") || memory.ends_with("Mi"), "{what}: {memory}");
+        assert!(window.ends_with('s'), "{what}: {window}");
+    }
+    let none = hub
+        .kubectl
+        .run(&["get", "podmetrics", "-n", "kube-public", "-o", "name"]);
+    assert_eq!(none.expect("an empty list"), "");
 }

@@ -34,6 +34,13 @@ const CONTAINERD_START: Duration = Duration::from_secs(60);
 /// How long the machine's resources stay as they are before they count as settled.
 const SETTLED: Duration = Duration::from_secs(2);
 
+/// Amounts, not shares of the test machine, that any machine on which tests can run at all has.
+pub(crate) const EVICTION: [(&str, &str); 3] = [
+    ("memory.available", "1Mi"),
+    ("nodefs.available", "1Mi"),
+    ("imagefs.available", "1Mi"),
+];
+
 /// A container that containerd has, with its task when there is one.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Container {
@@ -430,7 +437,9 @@ impl<'a> Edge<'a> {
         config["runDir"] = format!("{dir}/run").into();
         config["adminSocket"] = format!("{dir}/run/edgecore.sock").into();
         config["containerd"] = serde_json::json!({"socket": format!("{dir}/run/containerd.sock")});
+        // Whether the test machine's disk is nearly full is not what a test is about; the real kubelet has the same thresholds.
         config["kubelet"] = serde_json::json!({
+            "evictionHard": BTreeMap::from(EVICTION),
             "rootDir": format!("{dir}/kubelet"), "podLogsDir": format!("{dir}/pods"), "cgroupRoot": self.cgroup(), "port": 10250,
         });
         config["network"] = serde_json::json!({"cniConfDir": format!("{dir}/cni"), "cniBinDir": paths::cni_plugins()});

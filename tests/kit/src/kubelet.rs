@@ -3,13 +3,14 @@
 //! It runs in the machine's namespaces, above the machine's containerd, with a cgroup of its own. It would set kernel parameters of the
 //! test machine: where it looks for them there are files that hold what it wants already.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 use serde_json::json;
 
-use crate::edge::Edge;
+use crate::edge::{EVICTION, Edge};
 use crate::paths;
 use crate::pki::{write_kubeconfig, write_pair};
 use crate::plane::ControlPlane;
@@ -117,7 +118,7 @@ fn configuration(edge: &Edge, etc: &Path) -> String {
         // Without, each pod gets an event that says that there is none.
         "clusterDNS": ["10.96.0.10"], "clusterDomain": "cluster.local",
         // A test machine's disk may well be nearly full.
-        "imageGCHighThresholdPercent": 100, "evictionHard": {"memory.available": "1Mi", "nodefs.available": "1Mi", "imagefs.available": "1Mi"},
+        "imageGCHighThresholdPercent": 100, "evictionHard": BTreeMap::from(EVICTION),
     })
     .to_string()
 }

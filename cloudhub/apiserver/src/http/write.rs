@@ -179,6 +179,9 @@ async fn delete_options(call: &Call, request: Request<Incoming>) -> Result<(Dele
     if !asked.is_empty() {
         body["propagationPolicy"] = asked.into();
     }
+    if !call.query.get("orphanDependents").is_empty() {
+        body["orphanDependents"] = call.query.flag("orphanDependents").into();
+    }
     if let Some(seconds) = call.query.number("gracePeriodSeconds")? {
         body["gracePeriodSeconds"] = seconds.into();
     }

@@ -42,6 +42,18 @@ pub(super) struct Usage {
     pub(super) memory: u64,
 }
 
+impl Usage {
+    /// Both together, of the time and the window of that which ended earlier.
+    pub(super) fn with(&self, other: &Self) -> Self {
+        let earlier = if other.time < self.time { other } else { self };
+        Self {
+            nano_cores: self.nano_cores.saturating_add(other.nano_cores),
+            memory: self.memory.saturating_add(other.memory),
+            ..*earlier
+        }
+    }
+}
+
 /// What is half read.
 #[derive(Debug, Default)]
 struct Draft {

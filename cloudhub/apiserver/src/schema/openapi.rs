@@ -23,6 +23,9 @@ static COMPONENTS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/components.
 /// Begins every reference to a component.
 pub(super) const REF: &str = "#/components/schemas/";
 
+/// What no type of ours is made from.
+const PATCH: &str = r#"{"description":"A patch: what it is depends on its media type.","type":"object"}"#;
+
 /// One group and version.
 struct Document {
     /// `api/v1`, `apis/apps/v1`.
@@ -115,7 +118,9 @@ impl Document {
             self.paths
         )?;
         let lines = components.lines().filter_map(|l| l.split_once('\t'));
-        for (number, (name, schema)) in lines.filter(|(n, _)| wanted.contains(n)).enumerate() {
+        let own = Some((paths::PATCH, PATCH)).filter(|_| self.paths.contains(paths::PATCH));
+        let all = lines.filter(|(n, _)| wanted.contains(n)).chain(own);
+        for (number, (name, schema)) in all.enumerate() {
             let comma = if number == 0 { "" } else { "," };
             write!(out, r#"{comma}"{name}":{schema}"#)?;
         }

@@ -9,6 +9,9 @@ use super::openapi::REF;
 use super::types;
 use crate::kinds::Row;
 
+/// The component of a patch's body: any JSON, for lists and objects are patches.
+pub(super) const PATCH: &str = "io.k8s.apimachinery.pkg.apis.meta.v1.Patch";
+
 const PATCHES: [&str; 3] = [
     "application/json-patch+json",
     "application/merge-patch+json",
@@ -215,23 +218,33 @@ fn component(kind: Gvk) -> Option<String> {
 fn add_row(out: &mut Map<String, Value>, row: &Row) {
     let base = collection(row.group, row.version, row.plural, row.namespaced);
     let path = format!("{base}/{{name}}");
-    add_item(out, base, operations(row, &["list", "post", "deletecollection"]));
-    add_item(out, path.clone(), operations(row, &["get", "put", "delete", "patch"]));
+    let of_all: &[&str] = match row.plural {
+        // Nobody deletes all namespaces at once.
+        "namespaces" => &["list", "post"],
+        _ => &["list", "post", "deletecollection"],
+    };
+    add_item(out, base, &operations(row, of_all));
+    add_item(out, path.clone(), &operations(row, &["get", "put", "delete", "patch"]));
     let middle = camel(row.group, row.version);
     if row.namespaced {
         let mut list = operation(row, "list");
         list.id = format!("list{middle}{}ForAllNamespaces", row.kind);
         let everywhere = format!("{}/{}", root(row.group, row.version), row.plural);
-        add_item(out, everywhere, Map::from_iter([("get".to_owned(), list.to_json())]));
+        add_item(out, everywhere, &[("get", list)]);
     }
     let subresources = [
         ("status", row.status, Gvk(row.group, row.version, row.kind)),
         ("scale", row.scale, Gvk("autoscaling", "v1", "Scale")),
     ];
     for (name, _, kind) in subresources.into_iter().filter(|s| s.1) {
-        let id = format!("{middle}{}{}{}", scope(row.namespaced), row.kind, capital(name));
-        let item = subresource(&["get", "put", "patch"], kind, &id, tag(row.group, row.version));
-        add_item(out, format!("{path}/{name}"), item);
+        let id = format!("{}{}{}", scope(row.namespaced), row.kind, capital(name));
+        let item = subresource(
+            &["get", "put", "patch"],
+            kind,
+            (&middle, &id),
+            tag(row.group, row.version),
+        );
+        add_item(out, format!("{path}/{name}"), &item);
     }
 }
 
@@ -239,15 +252,17 @@ fn scope(namespaced: bool) -> &'static str {
     if namespaced { "Namespaced" } else { "" }
 }
 
+/// A path's operations, by method.
+type Operations = Vec<(&'static str, Operation)>;
+
 /// A path's methods, by what they do.
-fn operations(row: &Row, actions: &[&'static str]) -> Map<String, Value> {
-    let method = |action: &str| match action {
-        "list" => "get".to_owned(),
-        "deletecollection" => "delete".to_owned(),
-        same => same.to_owned(),
+fn operations(row: &Row, actions: &[&'static str]) -> Operations {
+    let method = |action: &'static str| match action {
+        "list" => "get",
+        "deletecollection" => "delete",
+        same => same,
     };
-    let both = |action: &&'static str| (method(action), operation(row, action).to_json());
-    actions.iter().map(both).collect()
+    actions.iter().map(|&a| (method(a), operation(row, a))).collect()
 }
 
 /// What is asked of a row's objects themselves.
@@ -261,6 +276,8 @@ fn operation(row: &Row, action: &'static str) -> Operation {
         "post" => ("create", own.clone(), own),
         "put" => ("replace", own.clone(), own),
         "patch" => ("patch", None, own),
+        // What clients want to see the last of.
+        "delete" if matches!(row.plural, "pods" | "services" | "serviceaccounts") => ("delete", options(), own),
         "delete" | "deletecollection" => ("delete", options(), status()),
         _ => ("read", None, own),
     };
@@ -278,42 +295,57 @@ fn operation(row: &Row, action: &'static str) -> Operation {
 
 fn add_extra(out: &mut Map<String, Value>, extra: &Extra) {
     let middle = camel(extra.group, extra.version);
-    let id = format!("{middle}{}{}", scope(extra.namespaced), extra.id);
-    let item = subresource(extra.methods, extra.kind, &id, tag(extra.group, extra.version));
+    let id = format!("{}{}", scope(extra.namespaced), extra.id);
+    let item = subresource(
+        extra.methods,
+        extra.kind,
+        (&middle, &id),
+        tag(extra.group, extra.version),
+    );
     let path = collection(extra.group, extra.version, extra.path, extra.namespaced);
-    add_item(out, path, item);
+    add_item(out, path, &item);
 }
 
-fn add_item(out: &mut Map<String, Value>, path: String, mut item: Map<String, Value>) {
-    item.insert("parameters".into(), path_parameters(&path));
+/// Parameters that all operations of a path take stand at the path.
+fn add_item(out: &mut Map<String, Value>, path: String, operations: &[(&'static str, Operation)]) {
+    let all: Vec<Vec<Parameter>> = operations.iter().map(|(_, operation)| operation.parameters()).collect();
+    let is_common = |parameter: &Parameter| all.iter().all(|own| own.contains(parameter));
+    let mut item: Map<String, Value> = operations
+        .iter()
+        .zip(&all)
+        .map(|((method, operation), own)| {
+            let own = own.iter().copied().filter(|p| !is_common(p)).collect();
+            ((*method).to_owned(), operation.to_json(own))
+        })
+        .collect();
+    let common = all.first().into_iter().flatten().copied().filter(is_common);
+    item.insert("parameters".into(), path_parameters(&path, common.collect()));
     out.insert(path, item.into());
 }
 
-fn subresource(methods: &[&str], kind: Gvk, id: &str, tag: String) -> Map<String, Value> {
+/// `id` is what ends the operations' ids, in two parts.
+fn subresource(methods: &[&'static str], kind: Gvk, id: (&str, &str), tag: String) -> Operations {
     let own = component(kind);
     let stream = own.is_none();
     let operation = |method: &str| {
-        let (action, verb) = match method {
-            "get" if stream => ("connect", "connectGet"),
-            "post" if stream => ("connect", "connectPost"),
-            "post" => ("post", "create"),
-            "put" => ("put", "replace"),
-            "patch" => ("patch", "patch"),
-            _ => ("get", "read"),
+        let (action, verb, by) = match method {
+            "get" if stream => ("connect", "connect", "Get"),
+            "post" if stream => ("connect", "connect", "Post"),
+            "post" => ("post", "create", ""),
+            "put" => ("put", "replace", ""),
+            "patch" => ("patch", "patch", ""),
+            _ => ("get", "read", ""),
         };
         Operation {
             action,
-            id: format!("{verb}{id}"),
+            id: format!("{verb}{}{by}{}", id.0, id.1),
             tag: tag.clone(),
             kind,
             body: own.clone().filter(|_| matches!(method, "post" | "put")),
-            answer: own.clone().filter(|_| !id.ends_with("PodLog")),
+            answer: own.clone().filter(|_| !id.1.ends_with("PodLog")),
         }
     };
-    methods
-        .iter()
-        .map(|m| ((*m).to_owned(), operation(m).to_json()))
-        .collect()
+    methods.iter().map(|m| (*m, operation(m))).collect()
 }
 
 fn component_of_list(row: &Row) -> Option<String> {
@@ -329,29 +361,41 @@ fn collection(group: &str, version: &str, plural: &str, namespaced: bool) -> Str
     }
 }
 
+/// `core_v1`, `rbacAuthorization_v1`.
 fn tag(group: &str, version: &str) -> String {
-    let group = match group.trim_end_matches(".k8s.io") {
-        "" => "core",
-        other => other,
-    };
-    format!("{}_{version}", group.replace('.', ""))
+    let words = camel(group, "");
+    let (first, rest) = words.split_at(1);
+    format!("{}{rest}_{version}", first.to_lowercase())
 }
 
 impl Operation {
-    fn to_json(&self) -> Value {
+    /// What it takes in the query; `pretty` wherever the answer is an object or text.
+    fn parameters(&self) -> Vec<Parameter> {
+        let mut out: Vec<Parameter> = match (self.action, self.kind.2) {
+            ("get", _) if self.id.ends_with("PodLog") => LOG.into(),
+            ("connect", "PodExecOptions") => STREAMS.into_iter().chain([COMMAND]).collect(),
+            ("connect", "PodAttachOptions") => STREAMS.into(),
+            ("connect", _) => vec![PORTS],
+            (action, _) => parameters(action),
+        };
+        out.extend(Some(PRETTY).filter(|_| self.action != "connect"));
+        out.sort_unstable_by_key(|parameter| parameter.0);
+        out
+    }
+
+    fn to_json(&self, parameters: Vec<Parameter>) -> Value {
         let Gvk(group, version, kind) = self.kind;
         let mut out = Map::new();
         out.insert("tags".into(), json!([self.tag]));
         out.insert("operationId".into(), json!(self.id));
-        let parameters = parameters(self.action);
         if !parameters.is_empty() {
+            let parameters: Vec<Value> = parameters.into_iter().map(query).collect();
             out.insert("parameters".into(), parameters.into());
         }
         if self.action == "patch" {
-            // Any JSON: lists and objects are patches.
             let content: Map<String, Value> = PATCHES
                 .iter()
-                .map(|p| ((*p).to_owned(), json!({"schema": {"type": "object"}})))
+                .map(|p| ((*p).to_owned(), json!({"schema": {"$ref": format!("{REF}{PATCH}")}})))
                 .collect();
             out.insert("requestBody".into(), json!({"content": content, "required": true}));
         } else if let Some(body) = &self.body {
@@ -364,7 +408,10 @@ impl Operation {
         }
         let schema = match &self.answer {
             Some(answer) => json!({"application/json": {"schema": {"$ref": answer}}}),
-            None => json!({"text/plain": {"schema": {"type": "string"}}}),
+            None if self.action == "connect" => json!({"*/*": {"schema": {"type": "string"}}}),
+            None => {
+                json!({"application/json": {"schema": {"type": "string"}}, "text/plain": {"schema": {"type": "string"}}})
+            }
         };
         let codes: &[&str] = match self.action {
             "post" => &["200", "201", "202"],
@@ -452,7 +499,7 @@ const LIST: [Parameter; 10] = [
     ("watch", "boolean", "Sends changes as they come instead of a list."),
 ];
 
-const DELETE: [Parameter; 3] = [
+const DELETE: [Parameter; 4] = [
     (
         "dryRun",
         "string",
@@ -464,50 +511,86 @@ const DELETE: [Parameter; 3] = [
         "How long the object may take to end; 0: at once.",
     ),
     (
+        "orphanDependents",
+        "boolean",
+        "Dependents stay; propagationPolicy has taken its place.",
+    ),
+    (
         "propagationPolicy",
         "string",
         "What becomes of dependents: Orphan, Background or Foreground.",
     ),
 ];
 
+const PRETTY: Parameter = ("pretty", "string", "Whether the answer is laid out for people.");
+
+const LOG: [Parameter; 9] = [
+    (
+        "container",
+        "string",
+        "Which container; the only one where there is one.",
+    ),
+    ("follow", "boolean", "Goes on with what is written later."),
+    (
+        "insecureSkipTLSVerifyBackend",
+        "boolean",
+        "The node's certificate is not looked at.",
+    ),
+    ("limitBytes", "integer", "Ends after so many bytes."),
+    ("previous", "boolean", "The instance before the current one."),
+    ("sinceSeconds", "integer", "Only what is no older than so many seconds."),
+    ("stream", "string", "All, Stdout or Stderr."),
+    ("tailLines", "integer", "Only so many lines from the end."),
+    ("timestamps", "boolean", "Each line begins with its time."),
+];
+
+const STREAMS: [Parameter; 5] = [
+    (
+        "container",
+        "string",
+        "Which container; the only one where there is one.",
+    ),
+    ("stderr", "boolean", "Standard error is sent."),
+    ("stdin", "boolean", "Standard input is taken."),
+    ("stdout", "boolean", "Standard output is sent."),
+    ("tty", "boolean", "A terminal stands between."),
+];
+const COMMAND: Parameter = ("command", "string", "A word of the command, as often as it has words.");
+const PORTS: Parameter = ("ports", "integer", "Ports of the pod.");
+
 /// Query parameters by action.
-fn parameters(action: &str) -> Vec<Value> {
-    let chosen: Vec<Parameter> = match action {
+fn parameters(action: &str) -> Vec<Parameter> {
+    match action {
         "post" | "put" => WRITE.into(),
         "patch" => WRITE.into_iter().chain([FORCE]).collect(),
         "list" => LIST.into(),
         "delete" => DELETE.into(),
         "deletecollection" => {
-            let fits = |p: &Parameter| matches!(p.0, "fieldSelector" | "labelSelector" | "limit" | "continue");
+            let fits = |p: &Parameter| !matches!(p.0, "allowWatchBookmarks" | "watch");
             DELETE.into_iter().chain(LIST.into_iter().filter(fits)).collect()
         }
         _ => Vec::new(),
-    };
-    chosen.into_iter().map(query).collect()
+    }
 }
 
 fn query((name, kind, description): Parameter) -> Value {
     json!({"name": name, "in": "query", "description": description, "schema": {"type": kind, "uniqueItems": true}})
 }
 
-/// The parameters in the path itself, and `pretty`, which every path takes.
-fn path_parameters(path: &str) -> Value {
-    let mut out: Vec<Value> = Vec::new();
-    for (name, description) in [
+/// The parameters in the path itself, and what every method there takes.
+fn path_parameters(path: &str, common: Vec<Parameter>) -> Value {
+    let in_path = [
         ("name", "Name of the object."),
         ("namespace", "The object's namespace."),
-    ] {
-        if path.contains(&format!("{{{name}}}")) {
-            out.push(json!({
+    ];
+    let own = in_path
+        .into_iter()
+        .filter(|(name, _)| path.contains(&format!("{{{name}}}")))
+        .map(|(name, description)| {
+            json!({
                 "name": name, "in": "path", "required": true, "description": description,
                 "schema": {"type": "string", "uniqueItems": true},
-            }));
-        }
-    }
-    out.push(query((
-        "pretty",
-        "string",
-        "Whether the answer is laid out for people.",
-    )));
-    Value::Array(out)
+            })
+        });
+    own.chain(common.into_iter().map(query)).collect()
 }

@@ -30,12 +30,6 @@ pub(crate) const DIFFERENCES: &[(&str, &str, &str)] = &[
         "kubelet says 1970 of what never started",
     ),
     ("node", "metadata.name", "two nodes"),
-    (
-        "node",
-        "status.allocatable.memory",
-        "the kit's kubelet evicts nothing, and keeps nothing free for it",
-    ),
-    ("node", "status.allocatable.ephemeral-storage", "the same"),
     ("node", "metadata.labels.kubernetes.io/hostname", "two nodes"),
     ("node", "spec.podCIDR", "two nodes"),
     ("node", "metadata.annotations.kedge.dev", "Kedge's own"),

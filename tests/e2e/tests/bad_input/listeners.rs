@@ -1,56 +1,29 @@
-//! Suite `bad_input`: what comes to a listener that no client of ours sends, and pods that cannot run.
+//! What comes to a listener that no client of ours sends: each serves those whom it knows meanwhile.
 
 use std::fs;
 use std::io::{Read as _, Write as _};
-use std::net::{Shutdown, SocketAddr, TcpStream, UdpSocket};
+use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::Duration;
 
-use kit::suite::{START, Start, embedded, robot};
-use kit::wait::State;
-use kit::{Edge, Hub, Site, above_both, wait_for, yaml};
-use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use kit::suite::{START, embedded, robot};
+use kit::{Edge, Hub, Site, yaml};
 use serde_json::Value;
 
-above_both!(pods_that_cannot_run_say_why_and_recover);
-
-/// Connections a listener that say nothing.
-const IDLE: usize = 300;
-/// An answer that comes later than this is none.
-const ANSWER: Duration = Duration::from_secs(20);
-
-/// Bytes without sense, the same at each run.
-fn noise(seed: u64, length: usize) -> Vec<u8> {
-    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
-    let next = || {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        state.to_le_bytes()[3]
-    };
-    std::iter::repeat_with(next).take(length).collect()
-}
-
-/// The first bytes of a TLS 1.2 record with a handshake message in it, as a client sends them.
-fn client_hello() -> Vec<u8> {
-    let body = noise(7, 250);
-    let mut bytes = vec![0x16, 3, 1, 1, 0, 1, 0, 0, 252, 3, 3];
-    bytes.extend(body);
-    bytes
-}
+use crate::crowd::{self, ANSWER, Habit, besiege, client_hello, noise};
+use crate::tunnel;
 
 /// Goes to the hub's listeners as an edge or a stranger would.
-struct Hostile<'a> {
+struct Hostile<'a, 'b> {
     site: &'a Site,
     hub: &'a Hub<'a>,
-    edge: &'a Edge<'a>,
+    edge: &'a mut Edge<'b>,
     tcp: Vec<SocketAddr>,
     checked: usize,
 }
 
-impl Hostile<'_> {
+impl Hostile<'_, '_> {
     /// A new pod starts and its log is read, through all that was pestered.
     fn all_is_well(&mut self, after: &str) {
         self.checked += 1;
@@ -67,6 +40,24 @@ impl Hostile<'_> {
             });
         let log = told.unwrap_or_else(|e| panic!("after {after}: {e}\n{}\n{}", self.edge.tail(), self.hub.tail()));
         assert_eq!(log, "well\n", "after {after}");
+    }
+
+    /// All that have business at the hub's listeners: a person at the API, who follows the tunnel to a robot's log; a robot that joins.
+    fn all_are_served(&mut self, during: &str) {
+        for _ in 0..3 {
+            let nodes = self
+                .hub
+                .kubectl
+                .run(&["get", "nodes", "-o", "name", "--request-timeout=20s"]);
+            let nodes = nodes.unwrap_or_else(|e| panic!("during {during}: {e}\n{}", self.hub.tail()));
+            assert!(nodes.contains("node/robot-1"), "during {during}: {nodes}");
+        }
+        self.checked += 1;
+        let name = format!("late-{}", self.checked);
+        let dir = self.site.dir().join(&name);
+        tunnel::join(self.site, self.hub, &name, &dir)
+            .unwrap_or_else(|e| panic!("during {during}: {e}\n{}", self.hub.tail()));
+        self.all_is_well(during);
     }
 
     /// Connects to each TCP listener and lets `speak` talk.
@@ -103,16 +94,15 @@ fn kubelet_port(hub: &Hub) -> u16 {
 
 #[test]
 fn listeners_survive_what_no_client_sends() {
-    let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE).expect("a limit");
-    setrlimit(Resource::RLIMIT_NOFILE, hard.min(65536), hard).expect("more files");
+    crowd::raise_file_limit();
     let site = Site::new().expect("a site");
     let hub = embedded(&site);
-    let edge = robot(&site, &hub);
+    let mut edge = robot(&site, &hub);
     let tcp = [6443, 6444, kubelet_port(&hub)].map(|port| SocketAddr::from(([10, 98, 0, 1], port)));
     let mut hostile = Hostile {
         site: &site,
         hub: &hub,
-        edge: &edge,
+        edge: &mut edge,
         tcp: tcp.to_vec(),
         checked: 0,
     };
@@ -122,7 +112,9 @@ fn listeners_survive_what_no_client_sends() {
     sends_too_much(&mut hostile);
     shows_wrong_certificates(&mut hostile);
     pesters_admin_sockets(&mut hostile);
-    waits_and_dawdles(&mut hostile);
+    besieges_each_listener(&mut hostile);
+    besieges_the_tunnel(&mut hostile);
+    knocks_at_the_robot(&mut hostile);
     let log = fs::read_to_string(hub.dir().join("cloudhub.log")).expect("the hub's log");
     assert!(!log.contains("panicked"), "{log}");
     assert!(!edge.log().contains("panicked"), "{}", edge.log());
@@ -151,18 +143,7 @@ fn speaks_nonsense(hostile: &mut Hostile) {
 }
 
 fn floods_the_tunnel(hostile: &mut Hostile) {
-    hostile.site.inside("hub", || {
-        let socket = UdpSocket::bind("0.0.0.0:0").expect("a socket");
-        for seed in 0..5000 {
-            let mut datagram = noise(seed, 20 + usize::try_from(seed % 1400).expect("it is small"));
-            if seed % 2 == 0 {
-                // A QUIC Initial of version 1 up to its connection ids.
-                datagram.splice(..7, [0xc3, 0, 0, 0, 1, 8, 0x11]);
-            }
-            // A full buffer loses datagrams, as on any link.
-            let _ = socket.send_to(&datagram, "10.98.0.1:6444");
-        }
-    });
+    tunnel::flood(hostile.site, "10.98.0.1:6444".parse().expect("an address"));
     hostile.all_is_well("a flood of datagrams");
 }
 
@@ -304,171 +285,73 @@ fn pesters_admin_sockets(hostile: &mut Hostile) {
         let mut stream = UnixStream::connect(socket).expect("connect");
         let _ = stream.write_all(format!("GET /{} HTTP/1.1\r\n", "x".repeat(1 << 20)).as_bytes());
         let _ = stream.shutdown(Shutdown::Write);
-        // More than it serves at once, and silent: it answers again when it has cut them.
-        let idle: Vec<UnixStream> = (0..48).map(|_| UnixStream::connect(socket).expect("connect")).collect();
-        wait_for("the admin socket answers", START, || {
+        // Silent ones, many more than it serves at once.
+        let idle: Vec<UnixStream> = (0..crowd::size())
+            .map(|_| UnixStream::connect(socket).expect("connect"))
+            .collect();
+        for _ in 0..5 {
             let mut curl = Command::new("curl");
             curl.args(["-s", "--max-time", "5", "--unix-socket"])
                 .arg(socket)
                 .arg("http://x/healthz");
-            match curl.output() {
-                Ok(output) if output.status.success() => State::Done(()),
-                other => State::Not(format!("{other:?}")),
-            }
-        })
-        .unwrap_or_else(|e| panic!("{}: {e}", socket.display()));
+            let output = curl.output().expect("curl");
+            assert!(output.status.success(), "{}: {output:?}", socket.display());
+        }
         drop(idle);
     }
     hostile.all_is_well("admin sockets");
 }
 
-/// Many that say nothing, some that say a byte now and then, on all listeners at once.
-fn waits_and_dawdles(hostile: &mut Hostile) {
-    let (site, addresses) = (hostile.site, hostile.tcp.clone());
-    let mut held: Vec<TcpStream> = site.inside("hub", || {
-        let all = addresses.iter().flat_map(|a| std::iter::repeat_n(a, IDLE));
-        all.map(|a| TcpStream::connect(a).unwrap_or_else(|e| panic!("{a}: {e}")))
-            .collect()
-    });
-    let hello = client_hello();
-    for byte in &hello[..20] {
-        for stream in held.iter_mut().step_by(10) {
-            // Cut already is well.
-            let _ = stream.write_all(&[*byte]);
+/// Listener by listener, as many connections as there are files for, which say nothing, a byte now and then, or nothing after the
+/// handshake: who has business there is served.
+fn besieges_each_listener(hostile: &mut Hostile) {
+    for address in hostile.tcp.clone() {
+        for habit in [Habit::Silent, Habit::Dawdles, Habit::ShakesHands] {
+            let label = format!("{habit:?} at {address}");
+            let siege = besiege(hostile.site, address, habit, || hostile.all_are_served(&label));
+            let least = habit.crowd();
+            assert!(siege.opened >= least, "{label}: {siege:?} of {least}");
+            println!("{label}: {siege:?}");
         }
     }
-    hostile.all_is_well("many idle connections");
-    for byte in &hello[20..] {
-        for stream in held.iter_mut().step_by(10) {
-            let _ = stream.write_all(&[*byte]);
-        }
-    }
-    hostile.all_is_well("slow writers");
-    drop(held);
     hostile.all_is_well("they have gone");
 }
 
-/// A pod that cannot run, what is said of it, and what cures it.
-struct Sick {
-    name: &'static str,
-    manifest: String,
-    /// One of these waiting reasons is shown.
-    waiting: &'static [&'static str],
-    /// An event with this reason and these words.
-    event: (&'static str, &'static str),
+fn besieges_the_tunnel(hostile: &mut Hostile) {
+    let site = hostile.site;
+    let sent = tunnel::half_open(site, || {
+        hostile.edge.kill();
+        hostile.edge.start().expect("edgecore");
+        hostile.all_are_served("half-open handshakes");
+    });
+    println!("half-open handshakes: {sent}");
+    tunnel::knock(site, hostile.hub);
+    hostile.all_is_well("strangers at the tunnel");
 }
 
-/// A pod of one container, whose fields are `more` beside a command that runs on.
-fn manifest(name: &str, image: &str, more: &str, volumes: &str) -> String {
-    let command = if more.contains("command:") {
-        ""
-    } else {
-        ", command: [sh, -c, 'exec sleep 100000']"
+/// edgecore itself listens on nothing; the socket that its tunnel has takes what comes.
+fn knocks_at_the_robot(hostile: &mut Hostile) {
+    let listening = |what: &str| {
+        let mut ss = hostile.site.command("e1", Path::new("ss"));
+        let output = ss.args(["-Hnp", what]).output().expect("ss");
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        text.lines()
+            .filter(|l| l.contains("edgecore"))
+            .map(str::to_owned)
+            .collect::<Vec<_>>()
     };
-    format!(
-        "apiVersion: v1\nkind: Pod\nmetadata: {{name: {name}}}\nspec:\n  terminationGracePeriodSeconds: 1\n  containers:\n  \
-         - {{name: main, image: '{image}'{command}{more}}}\n{volumes}"
-    )
-}
-
-fn sick(thing: &Path) -> Vec<Sick> {
-    let demo = "kedge.dev/demo:1";
-    let program = ", command: [/etc/c/run], volumeMounts: [{name: c, mountPath: /etc/c}]";
-    let programs = "  volumes: [{name: c, configMap: {name: programs, defaultMode: 0755}}]\n---\napiVersion: v1\nkind: ConfigMap\n\
-                    metadata: {name: programs}\n";
-    let settings = "  volumes: [{name: c, configMap: {name: settings}}]\n";
-    let host = format!(
-        "  volumes: [{{name: c, hostPath: {{path: {}, type: File}}}}]\n",
-        thing.display()
-    );
-    let mounted = ", volumeMounts: [{name: c, mountPath: /c}]";
-    vec![
-        Sick {
-            name: "image",
-            manifest: manifest("image", "kedge.dev/nothing:1", "", ""),
-            waiting: &["ErrImagePull", "ImagePullBackOff"],
-            event: ("Failed", "Failed to pull image"),
-        },
-        Sick {
-            name: "command",
-            manifest: manifest("command", demo, program, programs),
-            waiting: &["RunContainerError", "CrashLoopBackOff"],
-            event: ("Failed", "Error: "),
-        },
-        Sick {
-            name: "env",
-            manifest: manifest("env", demo, ", envFrom: [{configMapRef: {name: settings}}]", ""),
-            waiting: &["CreateContainerConfigError"],
-            event: ("Failed", "configmap \"settings\" not found"),
-        },
-        Sick {
-            name: "volume",
-            manifest: manifest("volume", demo, mounted, settings),
-            waiting: &["ContainerCreating"],
-            event: ("FailedMount", "configmap \"settings\" not found"),
-        },
-        Sick {
-            name: "hostpath",
-            manifest: manifest("hostpath", demo, mounted, &host),
-            waiting: &["ContainerCreating"],
-            event: ("FailedMount", "hostPath type check failed"),
-        },
-    ]
-}
-
-fn pods_that_cannot_run_say_why_and_recover(start: Start) {
-    let site = Site::new().expect("a site");
-    let hub = start(&site);
-    let edge = robot(&site, &hub);
-    let thing = edge.dir().join("thing");
-    fs::create_dir(&thing).expect("a folder where a file should be");
-    let sick = sick(&thing);
-    for one in &sick {
-        hub.kubectl
-            .apply(&one.manifest)
-            .unwrap_or_else(|e| panic!("{}: {e}", one.name));
+    assert_eq!(listening("-lt"), Vec::<String>::new(), "edgecore listens for TCP");
+    let sockets = listening("-lu");
+    let ports: Vec<u16> = sockets
+        .iter()
+        .filter_map(|line| line.split_whitespace().nth(3)?.rsplit_once(':')?.1.parse().ok())
+        .collect();
+    assert!(!ports.is_empty(), "no socket of a tunnel in {sockets:?}");
+    for port in ports {
+        tunnel::flood(
+            hostile.site,
+            SocketAddr::new(hostile.edge.address().parse().expect("an address"), port),
+        );
     }
-    for one in &sick {
-        hub.kubectl
-            .wait(&["pod", one.name], START, |p| {
-                let reason = p["status"]["containerStatuses"][0]["state"]["waiting"]["reason"].as_str();
-                reason.is_some_and(|reason| one.waiting.contains(&reason))
-            })
-            .unwrap_or_else(|e| panic!("{}: {e}\n{}", one.name, edge.tail()));
-        wait_event(&hub, one);
-    }
-    edge.ctr(&["images", "tag", "kedge.dev/demo:1", "kedge.dev/nothing:1"])
-        .expect("the image comes");
-    hub.kubectl
-        .apply("apiVersion: v1\nkind: ConfigMap\nmetadata: {name: settings}\ndata: {a: b}\n")
-        .expect("the ConfigMap comes");
-    let program = "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: programs}\ndata: {run: \"#!/bin/sh\\nexec sleep 100000\\n\"}\n";
-    hub.kubectl.apply(program).expect("the program comes");
-    fs::remove_dir(&thing).expect("remove");
-    fs::write(&thing, "a file").expect("write");
-    for one in &sick {
-        hub.kubectl
-            .wait_ready(one.name, START)
-            .unwrap_or_else(|e| panic!("{}: {e}\n{}\n{}", one.name, edge.tail(), hub.tail()));
-    }
-}
-
-fn wait_event(hub: &Hub, one: &Sick) {
-    let (reason, words) = one.event;
-    let selector = format!("involvedObject.name={},reason={reason}", one.name);
-    wait_for(&format!("{}: event {reason}: {words}", one.name), START, || {
-        let list = hub.kubectl.get(&["events", "--field-selector", &selector]);
-        let events = list.ok().flatten().unwrap_or_default();
-        let mut messages = events["items"]
-            .as_array()
-            .into_iter()
-            .flatten()
-            .map(|e| e["message"].as_str());
-        if messages.any(|m| m.is_some_and(|m| m.contains(words))) {
-            State::Done(())
-        } else {
-            State::Not(events.to_string())
-        }
-    })
-    .unwrap_or_else(|e| panic!("{e}"));
+    hostile.all_is_well("a flood of datagrams at the robot");
 }

@@ -376,14 +376,6 @@ impl EdgecoreConfig {
     /// # Errors
     /// The first field that is wrong, its value, and what would be right.
     pub fn validate(&self) -> Result<(), ConfigError> {
-        let check = |ok: bool, field, value: &str, wanted| {
-            let error = || ConfigError::Invalid {
-                field,
-                value: value.to_owned(),
-                wanted,
-            };
-            if ok { Ok(()) } else { Err(error()) }
-        };
         check(
             self.api_version == API_VERSION,
             "apiVersion",
@@ -407,8 +399,42 @@ impl EdgecoreConfig {
             bridge,
             "an interface name of 1 to 15 bytes",
         )?;
-        check(self.kubelet.max_pods > 0, "kubelet.maxPods", "0", "at least 1")?;
-        for taint in &self.kubelet.register_with_taints {
+        for (at, uplink) in self.uplinks.iter().enumerate() {
+            let named = (1..=64).contains(&uplink.name.len());
+            check(named, "uplinks.name", &uplink.name, "a name of 1 to 64 bytes")?;
+            let twice = self.uplinks[..at].iter().any(|other| other.name == uplink.name);
+            check(!twice, "uplinks.name", &uplink.name, "a name that no other uplink has")?;
+        }
+        self.kubelet.validate()
+    }
+
+    /// The store's folder.
+    pub fn store_dir(&self) -> PathBuf {
+        self.state_dir.join("store")
+    }
+
+    /// The effective configuration as YAML, for the log and /configz. It holds no secrets, only paths to them.
+    pub fn to_yaml(&self) -> String {
+        serde_yaml_ng::to_string(self).unwrap_or_default()
+    }
+}
+
+/// `ok`, or what would be right.
+fn check(ok: bool, field: &'static str, value: &str, wanted: &'static str) -> Result<(), ConfigError> {
+    if ok {
+        return Ok(());
+    }
+    Err(ConfigError::Invalid {
+        field,
+        value: value.to_owned(),
+        wanted,
+    })
+}
+
+impl KubeletConfig {
+    fn validate(&self) -> Result<(), ConfigError> {
+        check(self.max_pods > 0, "kubelet.maxPods", "0", "at least 1")?;
+        for taint in &self.register_with_taints {
             let known = ["NoSchedule", "PreferNoSchedule", "NoExecute"].contains(&taint.effect.as_str());
             check(
                 known,
@@ -417,11 +443,7 @@ impl EdgecoreConfig {
                 "NoSchedule, PreferNoSchedule or NoExecute",
             )?;
         }
-        let quantities = self
-            .kubelet
-            .system_reserved
-            .values()
-            .chain(self.kubelet.kube_reserved.values());
+        let quantities = self.system_reserved.values().chain(self.kube_reserved.values());
         for quantity in quantities {
             check(
                 crate::node::quantity::parse(quantity).is_some(),
@@ -430,7 +452,7 @@ impl EdgecoreConfig {
                 "a quantity such as 200m or 100Mi",
             )?;
         }
-        for (signal, threshold) in &self.kubelet.eviction_hard {
+        for (signal, threshold) in &self.eviction_hard {
             check(
                 SIGNALS.contains(&signal.as_str()),
                 "kubelet.evictionHard",
@@ -445,16 +467,6 @@ impl EdgecoreConfig {
             )?;
         }
         Ok(())
-    }
-
-    /// The store's folder.
-    pub fn store_dir(&self) -> PathBuf {
-        self.state_dir.join("store")
-    }
-
-    /// The effective configuration as YAML, for the log and /configz. It holds no secrets, only paths to them.
-    pub fn to_yaml(&self) -> String {
-        serde_yaml_ng::to_string(self).unwrap_or_default()
     }
 }
 

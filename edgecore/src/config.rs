@@ -523,6 +523,24 @@ mod tests {
     }
 
     #[test]
+    fn uplinks_have_names_of_their_own() {
+        let with = |uplinks: &str| {
+            let head = "apiVersion: kedge.dev/v1alpha1, kind: EdgecoreConfig, nodeName: a";
+            parse(&format!("{{{head}, uplinks: [{uplinks}]}}"))
+        };
+        let config = with("{name: lte, device: wwan0, metered: true}, {name: wifi}").unwrap();
+        assert!(config.uplinks[0].metered && !config.uplinks[1].metered);
+        for (wrong, named) in [
+            ("{name: ''}", "\"\""),
+            ("{name: a}, {name: a}", "\"a\""),
+            ("{name: a, metred: true}", "metred"),
+        ] {
+            let error = with(wrong).unwrap_err().to_string();
+            assert!(error.contains(named), "{error}");
+        }
+    }
+
+    #[test]
     fn eviction_thresholds_are_kubelets() {
         let with = |thresholds: &str| {
             let head = "apiVersion: kedge.dev/v1alpha1, kind: EdgecoreConfig, nodeName: a";

@@ -61,7 +61,7 @@ fn edge(pki: &Pki, hub: &Hub) -> Edge {
         epochs: Arc::new(Epochs(AtomicU64::new(0))),
         boot_id: "b".to_owned(),
         agent: "a".to_owned(),
-        uplinks: Vec::new(),
+        uplinks: tokio::sync::watch::channel(Vec::new()).1,
         clock_floor: ClockFloor::default(),
     })
     .unwrap()

@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::path::Path;
-use std::process::Stdio;
+use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use kit::kubectl::{condition, is_true};
@@ -125,38 +125,58 @@ fn what_runs_over_three_lossy_uplinks_outlives_the_death_of_each() {
         .wait_ready("web", START)
         .unwrap_or_else(|e| panic!("{e}\n{}", tails()));
 
-    let followed = site.dir().join("followed");
-    let mut logs = hub.kubectl.command(&["logs", "-f", "web"]);
-    let mut logs = logs
-        .stdin(Stdio::null())
-        .stdout(File::create(&followed).expect("a file"))
-        .spawn()
-        .expect("kubectl logs -f");
-    let received = site.dir().join("received");
+    let (followed, received) = (site.dir().join("followed"), site.dir().join("received"));
+    let mut logs = into_file(hub.kubectl.command(&["logs", "-f", "web"]), &followed);
     let produce = format!("yes robot | head -c {SENT}");
-    let mut exec = hub.kubectl.command(&["exec", "web", "--", "sh", "-c", &produce]);
-    let mut exec = exec
-        .stdin(Stdio::null())
-        .stdout(File::create(&received).expect("a file"))
-        .spawn()
-        .expect("kubectl exec");
-    for link in ["g5", "lte", "wifi"] {
+    let command = hub.kubectl.command(&["exec", "web", "--", "sh", "-c", &produce]);
+    let mut exec = into_file(command, &received);
+    for link in NAMES {
         std::thread::sleep(Duration::from_secs(2));
         edge.uplinks().apply(link, Action::BlackHole).expect("a black hole");
         std::thread::sleep(Duration::from_secs(3));
         edge.uplinks().apply(link, Action::Restore).expect("its end");
     }
-    let ended = wait_for("kubectl exec ends", 3 * START, || match exec.try_wait() {
+    let ended = wait_for("kubectl exec ends", START, || match exec.try_wait() {
         Ok(Some(status)) => State::Done(status),
-        Ok(None) => State::Not(format!(
-            "{:?} bytes",
-            std::fs::metadata(&received).map(|file| file.len())
-        )),
+        Ok(None) => State::Not(format!("{:?}", std::fs::metadata(&received).map(|file| file.len()))),
         Err(error) => State::Not(error.to_string()),
     });
-    let (ended, _) = ended.unwrap_or_else(|e| panic!("{e}\n{}", tails()));
+    let (ended, after) = ended.unwrap_or_else(|e| panic!("{e}\n{}\n{}", links(&edge), tails()));
+    println!("100 MB through exec: {after:?} after the last link came back");
     assert!(ended.success(), "{ended}\n{}", tails());
-    let bytes = std::fs::read(&received).expect("what exec brought");
+    is_whole(&std::fs::read(&received).expect("what exec brought"));
+
+    assert_eq!(logs.try_wait().expect("kubectl logs"), None, "logs -f has ended");
+    logs.kill().expect("kubectl logs is ours");
+    logs.wait().expect("its end");
+    has_each_second(&std::fs::read_to_string(&followed).expect("what logs -f printed"));
+
+    let report = edge.uplinks().report().expect("a report");
+    for name in NAMES {
+        let link = report.link(name).expect("it is in the scenario");
+        assert!(link.up.arrived_bytes > SENT / 20, "{name} carried little: {link:?}");
+    }
+    let shown = links(&edge);
+    for name in NAMES {
+        let line = shown.lines().find(|line| line.starts_with(name));
+        assert!(line.is_some_and(|line| line.contains(" up ")), "{shown}");
+    }
+    assert!(
+        shown.contains("Session 1: "),
+        "the session that it began with went on:\n{shown}"
+    );
+}
+
+const NAMES: [&str; 3] = ["g5", "lte", "wifi"];
+
+/// Starts a command whose output goes into a file.
+fn into_file(mut command: Command, file: &Path) -> Child {
+    let file = File::create(file).expect("a file");
+    let started = command.stdin(Stdio::null()).stdout(file).spawn();
+    started.expect("kubectl")
+}
+
+fn is_whole(bytes: &[u8]) {
     assert_eq!(bytes.len() as u64, SENT);
     let line = b"robot\n";
     let wrong = bytes
@@ -164,15 +184,9 @@ fn what_runs_over_three_lossy_uplinks_outlives_the_death_of_each() {
         .zip(line.iter().cycle())
         .position(|(got, want)| got != want);
     assert_eq!(wrong, None, "a byte differs");
+}
 
-    let text = std::fs::read_to_string(&followed).expect("what logs -f printed");
-    assert_eq!(
-        logs.try_wait().expect("kubectl logs"),
-        None,
-        "logs -f has ended:\n{text}"
-    );
-    logs.kill().expect("kubectl logs is ours");
-    logs.wait().expect("its end");
+fn has_each_second(text: &str) {
     let seconds: Vec<u64> = text.lines().map(|line| line.parse().expect("a second")).collect();
     assert!(seconds.len() > 10, "{seconds:?}");
     assert!(
@@ -180,21 +194,6 @@ fn what_runs_over_three_lossy_uplinks_outlives_the_death_of_each() {
             .windows(2)
             .all(|pair| pair[0] < pair[1] && pair[1] - pair[0] < 5),
         "a line is missing or doubled: {seconds:?}"
-    );
-
-    let report = edge.uplinks().report().expect("a report");
-    for name in ["g5", "lte", "wifi"] {
-        let link = report.link(name).expect("it is in the scenario");
-        assert!(link.up.arrived_bytes > SENT / 20, "{name} carried little: {link:?}");
-    }
-    let shown = links(&edge);
-    let lines: Vec<&str> = shown.lines().collect();
-    for (name, line) in ["g5", "lte", "wifi"].iter().zip(&lines[1..]) {
-        assert!(line.starts_with(name) && line.contains(" up "), "{shown}");
-    }
-    assert!(
-        shown.contains("Session 1: "),
-        "the session that it began with went on:\n{shown}"
     );
 }
 

@@ -21,8 +21,8 @@ use watches::{Place, Watches};
 
 /// A call that takes longer is given up.
 const DEADLINE: Duration = Duration::from_secs(10);
-/// Calls at once; more wait for their turn, which counts in the deadline. A call has a connection of its own, which the pool keeps
-/// open for a while: without a bound, the return of a thousand edges leaves a thousand of them. kube-apiserver takes 200 writes
+/// Calls at once; more wait for their turn, which counts in the deadline. A call under way has a connection of its own, so without
+/// a bound the return of a thousand edges opens as many as there are calls. kube-apiserver takes 200 writes
 /// at once.
 const AT_ONCE: usize = 64;
 /// The largest answer to a call, bytes: a page of 500 pods.

@@ -24,8 +24,6 @@ pub struct Real {
     _api: Daemon,
     /// The admin's kubeconfig.
     pub kubeconfig: PathBuf,
-    /// Where etcd serves its clients, without TLS: `127.0.0.1:PORT`.
-    pub etcd: String,
 }
 
 fn free_port() -> Result<u16> {
@@ -66,7 +64,6 @@ impl Real {
         })?;
         Ok(Self {
             kubeconfig,
-            etcd: format!("127.0.0.1:{}", ports[0]),
             _etcd: etcd,
             _api: api,
             dir: temp,
@@ -109,8 +106,6 @@ fn api_args(dir: &Path, ports: &[u16; 3]) -> Vec<String> {
         format!("--client-ca-file={}", at("ca.crt")),
         format!("--tls-cert-file={}", at("apiserver.crt")),
         format!("--tls-private-key-file={}", at("apiserver.key")),
-        // A watch of leases is etcd's own: it ends where etcd has forgotten.
-        "--watch-cache-sizes=leases.coordination.k8s.io#0".into(),
         "--service-account-issuer=https://kubernetes.default.svc".into(),
         format!("--service-account-key-file={}", at("sa.pub")),
         format!("--service-account-signing-key-file={}", at("sa.key")),

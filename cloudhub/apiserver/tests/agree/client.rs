@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
@@ -17,7 +17,7 @@ use hyper_util::rt::{TokioExecutor, TokioIo};
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use rustls::{ClientConfig, RootCertStore};
-use serde_json::{Value, json};
+use serde_json::Value;
 use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 use tokio_rustls::TlsConnector;
@@ -57,8 +57,6 @@ pub(crate) struct Client {
     nobody: ClientConfig,
     /// `127.0.0.1:PORT`.
     pub(crate) address: String,
-    /// The same of the store behind it, where that is etcd.
-    pub(crate) etcd: Option<String>,
     _connections: JoinSet<hyper::Result<()>>,
 }
 
@@ -90,7 +88,6 @@ impl Client {
             admin: open(&address, admin, &mut connections).await?,
             nobody,
             address,
-            etcd: None,
             _connections: connections,
         })
     }
@@ -122,64 +119,6 @@ impl Client {
         let response = sender.send_request(request.body(Full::new(ask.body.clone()))?).await?;
         reply(response, ask.events).await
     }
-}
-
-impl Client {
-    /// Makes the server forget all versions before now: more changes than the embedded API's log keeps, and for kube-apiserver a
-    /// compaction of etcd, which it does by itself every five minutes.
-    pub(crate) async fn forget(&self) -> Result<()> {
-        let all = "/api/v1/namespaces/default/configmaps";
-        let big = |fill: &str| json!({"metadata": {"name": "forget"}, "data": {"k": fill.repeat(900 << 10)}});
-        self.change("POST", all, "application/json", big("0")).await?;
-        let one = format!("{all}/forget");
-        for fill in ["1", "2", "3", "4", "5", "6", "7", "8", "9", "a", "b"] {
-            self.change("PATCH", &one, "application/merge-patch+json", big(fill))
-                .await?;
-        }
-        self.change("DELETE", &one, "application/json", json!({})).await?;
-        if let Some(etcd) = &self.etcd {
-            // A key that is not there: the answer's head says where etcd is.
-            let now = post(etcd, "/v3/kv/range", json!({"key": "AA=="})).await?;
-            let revision = &now["header"]["revision"];
-            post(
-                etcd,
-                "/v3/kv/compaction",
-                json!({"revision": revision, "physical": true}),
-            )
-            .await?;
-        }
-        Ok(())
-    }
-
-    async fn change(&self, method: &str, path: &str, kind: &str, body: Value) -> Result<()> {
-        let ask = Ask {
-            method: method.into(),
-            path: path.into(),
-            headers: vec![("content-type".into(), kind.into())],
-            body: body.to_string().into(),
-            certificate: true,
-            events: 0,
-        };
-        let reply = self.ask(&ask).await?;
-        ensure!(reply.code < 300, "{method} {path}: {} {:?}", reply.code, reply.body);
-        Ok(())
-    }
-}
-
-/// A request to etcd's JSON gateway.
-async fn post(address: &str, path: &str, body: Value) -> Result<Value> {
-    let stream = TokioIo::new(TcpStream::connect(address).await?);
-    let (mut sender, connection) = hyper::client::conn::http1::handshake(stream).await?;
-    let mut own = JoinSet::new();
-    own.spawn(connection);
-    let request = Request::post(path).header(header::HOST, address);
-    let response = sender
-        .send_request(request.body(Full::new(Bytes::from(body.to_string())))?)
-        .await?;
-    let code = response.status();
-    let body = response.into_body().collect().await?.to_bytes();
-    ensure!(code.is_success(), "etcd {path}: {code} {body:?}");
-    Ok(serde_json::from_slice(&body)?)
 }
 
 async fn reply(response: Response<Incoming>, events: usize) -> Result<Reply> {

@@ -46,11 +46,9 @@ async fn compare(real: &Real) -> Result<()> {
     let (_stop, stopped) = watch::channel(false);
     let mut tasks = JoinSet::new();
     tasks.spawn(server.run(stopped));
-    let etcd = real.etcd.clone();
-    let mut real = Client::connect(&real.kubeconfig)
+    let real = Client::connect(&real.kubeconfig)
         .await
         .context("connect to kube-apiserver")?;
-    real.etcd = Some(etcd);
     let ours = Client::connect(&dir.join("admin.kubeconfig"))
         .await
         .context("connect to the embedded API")?;

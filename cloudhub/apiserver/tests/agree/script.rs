@@ -5,7 +5,6 @@
 //!   `partials`, `discovery` or a media type
 //! * `as`: an impersonated user or `{user, groups}`; `token`: a bearer token, without the admin's certificate; `nobody: true`
 //! * `set`: values by JSON pointer, put into the body ("(drop)" takes it out); `each`: such maps, the step is done once for each
-//! * `forget: true`, with nothing else: both servers forget what was before now ([`Client::forget`])
 //! * `events`: how many events of a watch are read; `prune`: what we do not serve is not compared
 //! * `save`: variables, by name, from the answer's JSON pointers; `${NAME}` in paths and texts is replaced
 //! * `differs`: JSON pointer of the answer (with `code`, `type`, `warnings`, `body`) → why it is not the real server's; in an
@@ -53,7 +52,6 @@ struct Step {
     r#as: Option<Value>,
     token: Option<String>,
     nobody: bool,
-    forget: bool,
     set: Values,
     each: Vec<Values>,
     events: usize,
@@ -85,10 +83,6 @@ impl Script {
         let mut variables = Both::default();
         let mut faults = Vec::new();
         for (index, step) in self.file.steps.iter().enumerate() {
-            if step.forget {
-                tokio::try_join!(real.forget(), ours.forget()).context("forget")?;
-                continue;
-            }
             let none = [Values::new()];
             let each: &[Values] = if step.each.is_empty() { &none } else { &step.each };
             for values in each {

@@ -2,6 +2,7 @@
 //!
 //! - [`apiserver`] over DATA/store → HTTPS → [`controllers`], and the hub itself: clients like any other
 //! - the hub's rights there are those of `installer/deploy/rbac.yaml`, as above a cluster; they are applied at each start
+//! - each controller is the user that it is in a real cluster, with that user's default role; only [`apply`] is an administrator's
 //!
 //! State: none; DATA is the API server's alone. When the API or the controllers end, the process ends and names them.
 
@@ -46,8 +47,11 @@ pub(crate) async fn start(config: &Config, tasks: &mut Tasks, stop: watch::Recei
     let masters: &[&str] = &["system:masters"];
     let hub = configuration(&server.kubeconfig(HUB, &[])?).await?;
     let admin = configuration(&server.kubeconfig("kedge:installer", masters)?).await?;
-    let controlling = configuration(&server.kubeconfig("system:kube-controller-manager", masters)?).await?;
-    let controlling = kube::Client::try_from(controlling).context("set up the controllers' client")?;
+    let clients = controllers::Clients::connect(async |user| {
+        let own = configuration(&server.kubeconfig(user.name, user.groups)?).await?;
+        kube::Client::try_from(own).with_context(|| format!("set up the client of {}", user.name))
+    });
+    let clients = clients.await?;
     let settings = controllers::Config {
         root_ca: server.root_ca().to_owned(),
         cluster_cidr: config.pods()?,
@@ -55,10 +59,12 @@ pub(crate) async fn start(config: &Config, tasks: &mut Tasks, stop: watch::Recei
         ..controllers::Config::default()
     };
     tasks.spawn("embedded API", server.run(stop.clone()));
-    apply(&KubeApi::new(admin)?, RBAC)
+    let admin = KubeApi::new(admin)?;
+    apply(&admin, RBAC).await.context("apply the hub's role")?;
+    apply(&admin, controllers::RBAC)
         .await
-        .context("apply the hub's role")?;
-    tasks.spawn("controllers", control(controlling, settings, stop));
+        .context("apply the controllers' role")?;
+    tasks.spawn("controllers", control(clients, settings, stop));
     Ok(hub)
 }
 
@@ -67,9 +73,9 @@ async fn configuration(kubeconfig: &str) -> Result<kube::Config> {
     Ok(kube::Config::from_custom_kubeconfig(file, &KubeConfigOptions::default()).await?)
 }
 
-async fn control(client: kube::Client, config: controllers::Config, mut stop: watch::Receiver<bool>) {
+async fn control(clients: controllers::Clients, config: controllers::Config, mut stop: watch::Receiver<bool>) {
     let stopped = async move { identity::stopped(&mut stop).await };
-    if let Err(error) = Box::pin(controllers::run(client, config, stopped)).await {
+    if let Err(error) = Box::pin(controllers::run(clients, config, stopped)).await {
         tracing::error!(error = error.chain(), "the controllers ended");
     }
 }
@@ -128,9 +134,15 @@ mod tests {
 
     #[test]
     fn every_object_of_the_role_has_a_path() {
-        let documents = serde_yaml_ng::Deserializer::from_str(RBAC).map(|d| Value::deserialize(d).unwrap());
-        let folders: Vec<String> = documents.map(|object| folder(&object).unwrap()).collect();
+        let documents = |yaml| serde_yaml_ng::Deserializer::from_str(yaml).map(|d| Value::deserialize(d).unwrap());
+        let folders: Vec<String> = documents(RBAC).map(|object| folder(&object).unwrap()).collect();
         assert!(folders.len() >= 6, "{folders:?}");
+        assert_eq!(
+            documents(controllers::RBAC)
+                .filter(|object| folder(object).is_ok())
+                .count(),
+            3
+        );
         assert_eq!(folders[0], "/api/v1/namespaces");
         assert!(folders.contains(&"/api/v1/namespaces/kedge-system/serviceaccounts".to_owned()));
         assert!(folders.contains(&"/apis/rbac.authorization.k8s.io/v1/clusterroles".to_owned()));

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::future::Future;
+use std::sync::Arc;
 
 use futures::future::BoxFuture;
 use futures::{FutureExt, future};
@@ -22,7 +23,8 @@ use crate::{Config, service_accounts};
 /// Objects that a list asks for at once: bounds what a relist holds in memory.
 const PAGE: u32 = 200;
 
-/// Shared by all controllers.
+/// Shared by all controllers but for the client: each has its own user's.
+#[derive(Clone)]
 pub(crate) struct Context {
     pub(crate) client: Client,
     pub(crate) config: Config,
@@ -58,6 +60,11 @@ impl Context {
             accounts: informers.accounts.store(),
             root_cas: informers.root_cas.store(),
         }
+    }
+
+    /// The same, acting with `client`.
+    pub(crate) fn acting(&self, client: Client) -> Arc<Self> {
+        Arc::new(Self { client, ..self.clone() })
     }
 
     /// The API of a namespaced kind.

@@ -233,11 +233,12 @@ impl Controller {
         if deployment.annotations().get(revision::REVISION) == Some(&revision) {
             return Ok(());
         }
-        let patch = json!({"metadata": {"annotations": {revision::REVISION: revision}}});
+        let mut wanted = deployment.clone();
+        wanted.annotations_mut().insert(revision::REVISION.into(), revision);
         let api = self
             .context
             .api::<Deployment>(&deployment.namespace().unwrap_or_default());
-        api.patch(&deployment.name_any(), &PatchParams::default(), &Patch::Merge(patch))
+        api.replace(&deployment.name_any(), &PostParams::default(), &wanted)
             .await
             .if_there("write a Deployment's revision")?;
         Ok(())

@@ -10,7 +10,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 use std::sync::Arc;
 
-use k8s_openapi::api::core::v1::{ConfigMap, Namespace, Node};
+use k8s_openapi::api::core::v1::{ConfigMap, Node};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::ResourceExt;
 use kube::api::{Patch, PatchParams, PostParams};
@@ -93,7 +93,6 @@ async fn reconcile(context: &Context, key: &Key) -> Reconciled {
 async fn store(context: &Context, stored: Option<ConfigMap>, given: BTreeMap<String, String>) -> Result<(), Error> {
     let api = context.api::<ConfigMap>(NAMESPACE);
     let Some(mut map) = stored else {
-        ensure_namespace(context).await?;
         let map = ConfigMap {
             metadata: ObjectMeta {
                 name: Some(RANGES.into()),
@@ -117,27 +116,6 @@ async fn store(context: &Context, stored: Option<ConfigMap>, given: BTreeMap<Str
         .await
         .map(|_| ())
         .doing("write the record of the nodes' ranges")
-}
-
-async fn ensure_namespace(context: &Context) -> Result<(), Error> {
-    if context.namespaces.by_key(&Key::new("", NAMESPACE)).is_some() {
-        return Ok(());
-    }
-    let namespace = Namespace {
-        metadata: ObjectMeta {
-            name: Some(NAMESPACE.into()),
-            ..ObjectMeta::default()
-        },
-        ..Namespace::default()
-    };
-    match context
-        .all::<Namespace>()
-        .create(&PostParams::default(), &namespace)
-        .await
-    {
-        Err(kube::Error::Api(refusal)) if refusal.code == 409 => Ok(()),
-        other => other.map(|_| ()).doing("make namespace kedge-system"),
-    }
 }
 
 /// The lowest range that overlaps none of `given`.

@@ -30,17 +30,19 @@ mod resources;
 mod scheduler;
 mod selector;
 mod service_accounts;
+mod users;
 
 use std::future::Future;
 use std::net::Ipv4Addr;
 use std::pin::pin;
-use std::sync::Arc;
 use std::time::Duration;
-
-use kube::Client;
 
 use crate::context::{Context, Informers, Tasks};
 pub use crate::error::Error;
+pub use crate::users::{Clients, User};
+
+/// The rights that a Kubernetes cluster's default roles lack, as YAML: to be applied before [`run`].
+pub const RBAC: &str = include_str!("../rbac.yaml");
 
 /// What the controllers need to know beside the API.
 #[derive(Debug, Clone)]
@@ -80,23 +82,25 @@ impl Default for Config {
 ///
 /// # Errors
 /// [`Error::Ended`] with the name of a task that ended by itself.
-pub async fn run(client: Client, config: Config, stop: impl Future<Output = ()>) -> Result<(), Error> {
+pub async fn run(clients: Clients, config: Config, stop: impl Future<Output = ()>) -> Result<(), Error> {
     let (recorder, inbox) = events::Recorder::new();
-    let mut informers = Informers::new(&client);
-    let context = Arc::new(Context::new(client.clone(), config, &informers, recorder));
+    let manager = clients.of(users::MANAGER);
+    let mut informers = Informers::new(&manager);
+    let context = Context::new(manager.clone(), config, &informers, recorder);
+    let by = |user| context.acting(clients.of(user));
     let mut tasks = Tasks::default();
-    tasks.add("events", events::write(client, inbox));
-    replicaset::start(&context, &mut informers, &mut tasks);
-    deployment::start(&context, &mut informers, &mut tasks);
-    daemonset::start(&context, &mut informers, &mut tasks);
-    scheduler::start(&context, &mut informers, &mut tasks);
-    nodes::start(&context, &mut informers, &mut tasks);
-    ipam::start(&context, &mut informers, &mut tasks);
-    pod_gc::start(&context, &mut tasks);
-    namespaces::start(&context, &mut informers, &mut tasks);
-    service_accounts::start(&context, &mut informers, &mut tasks);
-    disruption::start(&context, &mut informers, &mut tasks);
-    garbage::start(&context, &mut informers, &mut tasks);
+    tasks.add("events", events::write(manager, inbox));
+    replicaset::start(&by(users::REPLICA_SETS), &mut informers, &mut tasks);
+    deployment::start(&by(users::DEPLOYMENTS), &mut informers, &mut tasks);
+    daemonset::start(&by(users::DAEMON_SETS), &mut informers, &mut tasks);
+    scheduler::start(&by(users::SCHEDULER), &mut informers, &mut tasks);
+    nodes::start(&by(users::NODES), &mut informers, &mut tasks);
+    ipam::start(&by(users::NODES), &mut informers, &mut tasks);
+    pod_gc::start(&by(users::POD_GC), &mut tasks);
+    namespaces::start(&by(users::NAMESPACES), &mut informers, &mut tasks);
+    service_accounts::start(&by(users::ACCOUNTS), &by(users::ROOT_CAS), &mut informers, &mut tasks);
+    disruption::start(&by(users::DISRUPTION), &mut informers, &mut tasks);
+    garbage::start(&by(users::GARBAGE), &mut informers, &mut tasks);
     let mut stop = pin!(stop);
     tokio::select! {
         biased;

@@ -10,10 +10,9 @@ use http::Request;
 use k8s_openapi::api::core::v1::{Namespace, NamespaceCondition};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use k8s_openapi::jiff::Timestamp;
-use kube::api::{DeleteParams, DynamicObject, ListParams, PartialObjectMeta, Patch, PatchParams};
+use kube::api::{DeleteParams, DynamicObject, ListParams, PartialObjectMeta, PostParams};
 use kube::discovery::verbs;
 use kube::{Api, ResourceExt};
-use serde_json::json;
 
 use crate::context::{Context, Informers, Tasks};
 use crate::error::{Doing, Error};
@@ -197,7 +196,7 @@ async fn set_conditions(context: &Context, namespace: &Namespace, left: &[Left])
         .as_ref()
         .and_then(|s| s.conditions.clone())
         .unwrap_or_default();
-    let mut changed = Vec::new();
+    let mut changed: Vec<NamespaceCondition> = Vec::new();
     for (kind, reason, message) in texts(left) {
         let status = if message.is_some() { "True" } else { "False" };
         let old = has.iter().find(|condition| condition.type_ == kind);
@@ -215,10 +214,15 @@ async fn set_conditions(context: &Context, namespace: &Namespace, left: &[Left])
     if changed.is_empty() {
         return Ok(());
     }
-    let patch = json!({"status": {"conditions": changed}});
+    let kept = has
+        .into_iter()
+        .filter(|old| changed.iter().all(|new| new.type_ != old.type_));
+    let conditions = kept.chain(changed.iter().cloned()).collect();
+    let mut wanted = namespace.clone();
+    wanted.status.get_or_insert_default().conditions = Some(conditions);
     context
         .all::<Namespace>()
-        .patch_status(&namespace.name_any(), &PatchParams::default(), &Patch::Strategic(patch))
+        .replace_status(&namespace.name_any(), &PostParams::default(), &wanted)
         .await
         .if_there("write a namespace's conditions")?;
     Ok(())

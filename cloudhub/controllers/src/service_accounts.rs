@@ -8,8 +8,7 @@ use std::sync::Arc;
 use k8s_openapi::api::core::v1::{ConfigMap, ServiceAccount};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::ResourceExt;
-use kube::api::{Patch, PatchParams, PostParams};
-use serde_json::json;
+use kube::api::PostParams;
 
 use crate::context::{Context, Informers, Tasks};
 use crate::error::{Doing, Error};
@@ -25,7 +24,8 @@ const FILE: &str = "ca.crt";
 /// Namespaces worked on at once.
 const WORKERS: usize = 2;
 
-pub(crate) fn start(context: &Arc<Context>, informers: &mut Informers, tasks: &mut Tasks) {
+/// `context` and `root_cas` are of the two users, each of which may write one of the two.
+pub(crate) fn start(context: &Arc<Context>, root_cas: &Arc<Context>, informers: &mut Informers, tasks: &mut Tasks) {
     let queue = Queue::new();
     let to = Arc::clone(&queue);
     informers.namespaces.on(move |change| to.add(Key::of(change.object())));
@@ -37,23 +37,23 @@ pub(crate) fn start(context: &Arc<Context>, informers: &mut Informers, tasks: &m
     informers
         .root_cas
         .on(move |change| to.add(Key::new("", change.object().namespace().unwrap_or_default())));
-    let context = Arc::clone(context);
+    let (context, root_cas) = (Arc::clone(context), Arc::clone(root_cas));
     tasks.add(
         "service accounts",
         work("service accounts", queue, WORKERS, move |key| {
-            let context = Arc::clone(&context);
-            async move { reconcile(&context, &key).await }
+            let (context, root_cas) = (Arc::clone(&context), Arc::clone(&root_cas));
+            async move { reconcile(&context, &root_cas, &key).await }
         }),
     );
 }
 
-async fn reconcile(context: &Context, key: &Key) -> Reconciled {
+async fn reconcile(context: &Context, root_cas: &Context, key: &Key) -> Reconciled {
     let namespace = context.namespaces.by_key(key);
     if namespace.is_none_or(|namespace| is_deleting(&namespace.metadata)) {
         return Ok(None);
     }
     ensure_account(context, &key.name).await?;
-    ensure_root_ca(context, &key.name).await?;
+    ensure_root_ca(root_cas, &key.name).await?;
     Ok(None)
 }
 
@@ -108,12 +108,10 @@ async fn ensure_root_ca(context: &Context, namespace: &str) -> Result<(), Error>
     if there.data.as_ref() == Some(&data) {
         return Ok(());
     }
-    let stale = there.data.iter().flatten().filter(|(name, _)| *name != FILE);
-    let mut patch: BTreeMap<&String, Option<&String>> = stale.map(|(name, _)| (name, None)).collect();
-    patch.extend(data.iter().map(|(name, text)| (name, Some(text))));
-    let patch = json!({"data": patch});
-    made(
-        api.patch(ROOT_CA, &PatchParams::default(), &Patch::Merge(patch)).await,
-        "mend kube-root-ca.crt",
-    )
+    let mut wanted = (*there).clone();
+    wanted.data = Some(data);
+    api.replace(ROOT_CA, &PostParams::default(), &wanted)
+        .await
+        .if_there("mend kube-root-ca.crt")?;
+    Ok(())
 }

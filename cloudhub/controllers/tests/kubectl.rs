@@ -7,8 +7,8 @@ mod plane;
 mod scenarios;
 
 use std::path::Path;
-use std::thread;
 use std::time::Duration;
+use std::{fs, thread};
 
 use anyhow::{Context, Result, bail};
 use kit::Real;
@@ -31,6 +31,15 @@ async fn client(kubeconfig: &Path) -> Result<Client> {
     Ok(Client::try_from(config)?)
 }
 
+/// As `user` with its groups, by impersonation: the real default roles decide.
+async fn acting(kubeconfig: &Path, user: controllers::User) -> Result<Client> {
+    let config = Kubeconfig::read_from(kubeconfig)?;
+    let mut config = kube::Config::from_custom_kubeconfig(config, &KubeConfigOptions::default()).await?;
+    config.auth_info.impersonate = Some(user.name.into());
+    config.auth_info.impersonate_groups = Some(user.groups.iter().map(|group| (*group).to_owned()).collect());
+    Ok(Client::try_from(config)?)
+}
+
 fn config() -> controllers::Config {
     controllers::Config {
         root_ca: "-----BEGIN CERTIFICATE-----".into(),
@@ -44,6 +53,9 @@ fn config() -> controllers::Config {
 /// Runs all scenarios above the API of `kubeconfig`.
 fn run_all(kubeconfig: &Path, kubectl: &Kubectl) -> Result<()> {
     let runtime = Runtime::new()?;
+    let manifest = kubeconfig.with_file_name("controllers.yaml");
+    fs::write(&manifest, controllers::RBAC)?;
+    kubectl.run(&["apply", "-f", &manifest.to_string_lossy()])?;
     let client = runtime.block_on(client(kubeconfig))?;
     let nodes = Nodes::new(&client, &["edge-1", "edge-2", plane::AWAY]);
     let mut tasks = JoinSet::new();
@@ -55,7 +67,10 @@ fn run_all(kubeconfig: &Path, kubectl: &Kubectl) -> Result<()> {
             Ok(())
         }
     });
-    tasks.spawn(controllers::run(client, config(), std::future::pending()));
+    let clients = runtime.block_on(controllers::Clients::connect(async |user| {
+        acting(kubeconfig, user).await
+    }))?;
+    tasks.spawn(controllers::run(clients, config(), std::future::pending()));
     drop(guard);
     let world = World {
         kubectl: kubectl.clone(),

@@ -30,6 +30,8 @@ pub struct Details {
     pub causes: Vec<Cause>,
     /// When to ask again, seconds.
     pub retry_after_seconds: u32,
+    /// The token with which a list that has expired can go on.
+    pub continue_token: String,
 }
 
 /// One fault.
@@ -150,6 +152,18 @@ impl Status {
         Self::new(410, "Expired", message)
     }
 
+    /// 410 for the token of a list, with the one that goes on in what is there now.
+    pub fn list_expired(continue_token: String) -> Self {
+        let mut status = Self::expired(
+            "The provided continue parameter is too old to display a consistent list result. You can start a new list without the \
+             continue parameter, or use the continue token in this response to retrieve the remainder of the results. Continuing with \
+             the provided token results in an inconsistent list - objects that were created, modified, or deleted between the time the \
+             first chunk was returned and now may show up in the list.",
+        );
+        status.details.get_or_insert_default().continue_token = continue_token;
+        status
+    }
+
     /// 405.
     pub fn method_not_allowed() -> Self {
         Self::bare(
@@ -212,8 +226,13 @@ impl Status {
         if !self.reason.is_empty() {
             status["reason"] = json!(self.reason);
         }
-        if let Some(details) = &self.details {
-            status["details"] = details.to_json();
+        if let Some(details) = self.details.as_ref().map(|details| details.to_json())
+            && details != json!({})
+        {
+            status["details"] = details;
+        }
+        if let Some(details) = self.details.iter().find(|details| !details.continue_token.is_empty()) {
+            status["metadata"]["continue"] = json!(details.continue_token);
         }
         status["code"] = json!(self.code);
         status

@@ -417,12 +417,23 @@ impl Store {
         Ok((object, committed))
     }
 
+    /// Whether all changes after `version` are still known.
+    pub fn remembers(&self, version: u64) -> bool {
+        version >= self.state().log_start
+    }
+
+    /// As if changes up to `version` had been pushed out of the log.
+    #[cfg(test)]
+    pub(crate) fn forget_log(&self, version: u64) {
+        self.state().log_start = version;
+    }
+
     /// Follows changes of one kind from after `version`.
     ///
     /// # Errors
     /// None when that is too long ago: list again. A version of the future waits for it.
     pub fn watch(&self, storage: &'static str, namespace: Option<&str>, version: u64) -> Option<Watch> {
-        if version < self.state().log_start {
+        if !self.remembers(version) {
             return None;
         }
         let versions = self.shared.versions.subscribe();

@@ -18,7 +18,7 @@ use crate::kubelet::Body;
 use crate::object;
 use crate::selector::{Fields, Labels};
 use crate::status::{Cause, Status};
-use crate::store::{Key, Stored};
+use crate::store::{Key, Store, Stored};
 use crate::table::{self, IncludeObject, ListMeta};
 
 /// Which objects of a kind.
@@ -52,8 +52,8 @@ impl Scope {
 /// Where a list goes on.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) struct Continue {
-    /// The resourceVersion of the first page: a watch from there sees all that changed since.
-    version: u64,
+    /// The resourceVersion of the first page: a watch from there sees all that changed since. None: whatever is there now.
+    version: Option<u64>,
     namespace: String,
     name: String,
 }
@@ -63,6 +63,16 @@ impl Continue {
         let fault = || Status::bad_request("continue key is not valid");
         let bytes = URL_SAFE_NO_PAD.decode(text).map_err(|_| fault())?;
         serde_json::from_slice(&bytes).map_err(|_| fault())
+    }
+
+    /// The token of a request, or how a list goes on whose first page is too long ago to be watched from.
+    fn of(text: &str, store: &Store) -> Result<Self, Status> {
+        let token = Self::parse(text)?;
+        if token.version.is_some_and(|version| !store.remembers(version)) {
+            let now = Self { version: None, ..token };
+            return Err(Status::list_expired(now.text()));
+        }
+        Ok(token)
     }
 
     pub(super) fn text(&self) -> String {
@@ -159,7 +169,7 @@ fn page(call: &Call, scope: &Scope) -> Result<Page, Status> {
                 "specifying resource version is not allowed when using continue",
             ));
         }
-        text => Some(Continue::parse(text)?),
+        text => Some(Continue::of(text, store)?),
     };
     let after = from
         .as_ref()
@@ -170,7 +180,7 @@ fn page(call: &Call, scope: &Scope) -> Result<Page, Status> {
         after.as_ref(),
         usize::MAX,
     );
-    let version = from.map_or(now, |from| from.version);
+    let version = from.and_then(|from| from.version).unwrap_or(now);
     if from_the_future(&call.query, now)? {
         return Err(too_new(call.query.get("resourceVersion"), now));
     }
@@ -186,7 +196,7 @@ fn page(call: &Call, scope: &Scope) -> Result<Page, Status> {
         found.truncate(limit);
         let last = found.last().map(|stored| &stored.key);
         next = last.map(|key| Continue {
-            version,
+            version: Some(version),
             namespace: key.namespace.clone(),
             name: key.name.clone(),
         });
@@ -303,4 +313,35 @@ fn full(row: &Row, metadata: &Value, page: &Page) -> Bytes {
     }
     out.extend_from_slice(b"]}");
     Bytes::from(out)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn token(version: Option<u64>) -> String {
+        let (namespace, name) = ("default".to_owned(), "a".to_owned());
+        let token = Continue {
+            version,
+            namespace,
+            name,
+        };
+        token.text()
+    }
+
+    #[test]
+    fn a_list_whose_first_page_is_forgotten_goes_on_with_the_token_of_the_refusal() {
+        let folder = tempfile::tempdir().unwrap();
+        let (store, _committer) = Store::open(folder.path()).unwrap();
+        let now = store.version();
+        assert_eq!(Continue::of(&token(Some(now)), &store).unwrap().version, Some(now));
+        store.forget_log(now + 7);
+        let refusal = Continue::of(&token(Some(now)), &store).unwrap_err().to_json();
+        assert_eq!((&refusal["code"], &refusal["reason"]), (&json!(410), &json!("Expired")));
+        assert_eq!(refusal.get("details"), None);
+        let next = refusal["metadata"]["continue"].as_str().unwrap();
+        let goes_on = Continue::of(next, &store).unwrap();
+        assert_eq!((goes_on.version, goes_on.name.as_str()), (None, "a"));
+        assert!(Continue::of("nonsense", &store).is_err());
+    }
 }

@@ -3,6 +3,7 @@
 //! of [`DIFFERENCES`] with its reason.
 
 mod differences;
+mod ends;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -34,6 +35,8 @@ enum Rest {
     Waits(&'static str),
     Runs,
     Ready,
+    /// Deleted, and told for the last time.
+    Ended,
 }
 
 impl Rest {
@@ -44,6 +47,7 @@ impl Rest {
             Self::Waits(reason) => state["waiting"]["reason"] == reason,
             Self::Runs => state["running"].is_object() && pod["status"]["containerStatuses"][0]["started"] == true,
             Self::Ready => is_true(pod, "Ready"),
+            Self::Ended => pod["metadata"]["deletionGracePeriodSeconds"] == 0 && state["terminated"].is_object(),
         }
     }
 }
@@ -132,6 +136,11 @@ const CASES: &[Case] = &[
         Rest::Waits("CreateContainerConfigError"),
     ),
     Case(
+        "post-start",
+        "containers: [{name: main, command: [sleep, '100000'], lifecycle: {postStart: {exec: {command: [sh, -c, echo no; exit 3]}}}}]",
+        Rest::Waits("CrashLoopBackOff"),
+    ),
+    Case(
         "hook",
         "containers: [{name: main, command: [sleep, '100000'], lifecycle: {preStop: {exec: {command: [sleep, '1']}}}}]",
         Rest::Ready,
@@ -193,6 +202,7 @@ fn edgecore_says_what_kubelet_says() {
     for Case(name, ..) in CASES {
         pair.compare_events(name);
     }
+    ends::compare(&mut pair);
     // Which figures there are hangs on the kernel.
     let unused = (0..DIFFERENCES.len()).filter(|n| !pair.used.contains(n) && DIFFERENCES[*n].0 != "/stats/summary");
     let unused: Vec<_> = unused.map(|n| DIFFERENCES[n]).collect();

@@ -19,15 +19,15 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures::FutureExt;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 
 use crate::bond::{
-    Bond, Carries, Config, Event, PathConfig, PathId, PathState, PathStats, SendError, SessionStats, StreamId,
-    Violation,
+    Bond, Config, Event, PathConfig, PathId, PathState, PathStats, Policy, SendError, SessionStats, StreamId, Violation,
 };
 use crate::clock::boottime;
 use crate::liveness::{Liveness, TICK, Verdict};
+use crate::meter::{Carried, Traffic};
 use crate::path::{Hint, PathControl, PathTransport};
 use crate::queue::Queues;
 use crate::types::{CloseReason, Priority};
@@ -46,8 +46,10 @@ pub(crate) struct PathInfo {
     pub(crate) uplink: String,
     /// How often the edge asks whether an idle path is there.
     pub(crate) ping_interval: Duration,
-    /// What it may carry.
-    pub(crate) carries: Carries,
+    /// What it may carry and costs.
+    pub(crate) policy: Policy,
+    /// Where what it carried is added up.
+    pub(crate) traffic: Arc<Traffic>,
 }
 
 /// One path of a session, for people.
@@ -61,6 +63,8 @@ pub struct PathReport {
     pub age: Duration,
     /// Since when the peer was not heard.
     pub silent_for: Duration,
+    /// What the network has carried for it.
+    pub carried: Carried,
     /// What the bond knows.
     pub stats: PathStats,
 }
@@ -73,6 +77,10 @@ struct Slot {
     since: Duration,
     heard: Duration,
     silent: bool,
+    /// The policy that the peer is to know.
+    policy: watch::Sender<Policy>,
+    /// What has been added up.
+    counted: Carried,
 }
 
 /// Who waits for a stream.
@@ -120,6 +128,10 @@ pub(crate) struct Driver {
     room: Notify,
     /// Byte streams that this end may have open; lanes are not among them.
     max_own: usize,
+    /// The hub, which obeys what the edge says of a path.
+    is_hub: bool,
+    /// What all paths have carried.
+    traffic: Traffic,
 }
 
 impl Driver {
@@ -127,6 +139,8 @@ impl Driver {
     pub(crate) fn new(config: Config, max_own: usize) -> Self {
         Self {
             max_own,
+            is_hub: config.is_hub,
+            traffic: Traffic::default(),
             state: Mutex::new(State {
                 bond: Bond::new(boottime(), config),
                 paths: Vec::new(),
@@ -162,13 +176,15 @@ impl Driver {
         let config = PathConfig {
             max_datagram: control.facts().max_datagram,
             rtt: control.counters().rtt,
-            carries: info.carries,
+            policy: info.policy,
         };
         if state.over || !state.bond.add_path(now, info.id, config) {
             return false;
         }
         state.paths.retain(|slot| slot.info.id != info.id);
         state.paths.push(Slot {
+            policy: watch::Sender::new(info.policy),
+            counted: Carried::default(),
             info,
             control,
             wake: Arc::default(),
@@ -181,16 +197,19 @@ impl Driver {
 
     /// Runs a path that was added until it ends, and takes it out.
     pub(crate) async fn run_path(&self, id: PathId, path: &impl PathTransport) -> Over {
+        let told = |policy| self.take_policy(id, policy);
         let reason = tokio::select! {
             biased;
             reason = path.closed() => reason,
-            reason = path.serve() => reason,
+            reason = path.serve(&told) => reason,
             reason = self.receive(id, path) => reason,
             reason = self.send(id, path) => reason,
             reason = self.watch(id, path) => reason,
+            reason = self.announce(id, path) => reason,
         };
         path.close(&reason);
         let mut state = self.change();
+        self.count(&mut state, id, path.counters().carried);
         state.bond.remove_path(boottime(), id);
         state.paths.retain(|slot| slot.info.id != id);
         // A link may go; whatever else ends a path was said of the session.
@@ -257,6 +276,53 @@ impl Driver {
         }
     }
 
+    /// Tells the peer of each new policy.
+    async fn announce(&self, id: PathId, path: &impl PathTransport) -> CloseReason {
+        let policies = self.peek().slot(id).map(|slot| slot.policy.subscribe());
+        let Some(mut policies) = policies else {
+            return CloseReason::LinkLost;
+        };
+        while policies.changed().await.is_ok() {
+            let policy = *policies.borrow_and_update();
+            path.tell(policy).await;
+        }
+        CloseReason::LinkLost
+    }
+
+    /// A path's policy is another one: this end's bond obeys, and the peer is told.
+    pub(crate) fn set_policy(&self, id: PathId, policy: Policy) {
+        let mut state = self.change();
+        let Some(slot) = state.slot(id) else { return };
+        let changes = slot
+            .policy
+            .send_if_modified(|known| std::mem::replace(known, policy) != policy);
+        if changes {
+            state.bond.set_policy(id, policy);
+        }
+    }
+
+    /// The peer says what a path of its may carry.
+    fn take_policy(&self, id: PathId, policy: Policy) {
+        if self.is_hub {
+            self.change().bond.set_policy(id, policy);
+        }
+    }
+
+    /// Adds up what a path has carried since the last look.
+    fn count(&self, state: &mut State, id: PathId, carried: Carried) {
+        if let Some(slot) = state.slot_mut(id) {
+            let more = carried.since(slot.counted);
+            slot.counted = carried;
+            slot.info.traffic.add(more);
+            self.traffic.add(more);
+        }
+    }
+
+    /// What all paths have carried, to half a second.
+    pub(crate) fn carried(&self) -> Carried {
+        self.traffic.read()
+    }
+
     /// Notices that nothing is heard: on this path, which is suspect then, or on all of them, which is the end.
     async fn watch(&self, id: PathId, path: &impl PathTransport) -> CloseReason {
         let interval = self.peek().slot(id).map(|slot| slot.info.ping_interval);
@@ -269,6 +335,7 @@ impl Driver {
             let verdict = liveness.observe(before.elapsed(), counters);
             let now = boottime();
             let mut state = self.change();
+            self.count(&mut state, id, counters.carried);
             if verdict != Verdict::Alive {
                 state.bond.suspect_path(now, id);
             }
@@ -362,6 +429,7 @@ impl Driver {
                     remote: slot.control.remote(),
                     age: now.saturating_sub(slot.since),
                     silent_for: now.saturating_sub(slot.heard),
+                    carried: slot.control.counters().carried,
                     stats,
                 })
             })

@@ -25,8 +25,9 @@ use tokio::time::timeout;
 
 use self::dial::{AttemptError, Dialled, Dialler, Ticket, Welcomed};
 use crate::backoff::Backoff;
-use crate::bond::{Carries, Config, PathId};
+use crate::bond::{Config, PathId, Policy};
 use crate::liveness::{PING_INTERVAL, PING_INTERVAL_METERED};
+use crate::meter::Meter;
 use crate::session::{Inner, Session};
 use crate::tls::{ClockFloor, TlsError};
 use crate::types::CloseReason;
@@ -49,10 +50,8 @@ pub struct Uplink {
     pub device: Option<String>,
     /// Hub addresses over this uplink, `host:port` each, where they differ (a private APN); empty = the same as everywhere.
     pub hubs: Vec<String>,
-    /// Each byte costs: an idle path is asked every 25 s, not 8.
-    pub metered: bool,
-    /// What it may carry.
-    pub carries: Carries,
+    /// What it may carry and costs. Where each byte does, an idle path is asked every 25 s, not 8.
+    pub policy: Policy,
 }
 
 impl Uplink {
@@ -62,13 +61,21 @@ impl Uplink {
             name: name.to_owned(),
             device: device.map(ToOwned::to_owned),
             hubs: Vec::new(),
-            metered: false,
-            carries: Carries::ALL,
+            policy: Policy::default(),
         }
     }
 
+    /// Whether a path over the one serves the other: their policies may differ, not whether they are metered.
+    fn is_same_link(&self, other: &Self) -> bool {
+        let like = Self {
+            policy: other.policy,
+            ..self.clone()
+        };
+        like == *other && self.policy.metered == other.policy.metered
+    }
+
     fn ping_interval(&self) -> Duration {
-        if self.metered {
+        if self.policy.metered {
             PING_INTERVAL_METERED
         } else {
             PING_INTERVAL
@@ -101,6 +108,8 @@ pub struct EdgeConfig {
     pub uplinks: watch::Receiver<Vec<Uplink>>,
     /// Time that has passed for sure; raised by each Welcome.
     pub clock_floor: ClockFloor,
+    /// Counts what each uplink carries.
+    pub meter: Meter,
 }
 
 impl std::fmt::Debug for EdgeConfig {

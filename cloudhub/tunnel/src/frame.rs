@@ -4,8 +4,13 @@
 //! A frame is its length (u16, big endian) and a protobuf message of at most [`MAX_FRAME`] bytes. Unknown fields are skipped, so
 //! that a newer end may say more.
 
+use std::num::NonZeroU64;
+
 use prost::Message;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+
+use crate::bond::{Carries, Policy};
+use crate::types::Welcome;
 
 /// Attach is under 300 bytes, Welcome under 1 KiB with ten addresses.
 pub(crate) const MAX_FRAME: usize = 4096;
@@ -13,7 +18,7 @@ pub(crate) const MAX_FRAME: usize = 4096;
 /// One frame.
 #[derive(Clone, PartialEq, Message)]
 pub(crate) struct Frame {
-    #[prost(oneof = "Control", tags = "1, 2, 3, 4, 5")]
+    #[prost(oneof = "Control", tags = "1, 2, 3, 4, 5, 6")]
     pub(crate) control: Option<Control>,
 }
 
@@ -30,6 +35,8 @@ pub(crate) enum Control {
     Challenge(Vec<u8>),
     #[prost(bytes = "vec", tag = "5")]
     ChallengeAnswer(Vec<u8>),
+    #[prost(message, tag = "6")]
+    Policy(PolicyFrame),
 }
 
 /// The edge names its session.
@@ -58,6 +65,50 @@ pub(crate) struct Attach {
     /// How often the edge asks whether the idle path is there; 0 = every 8 s.
     #[prost(uint32, tag = "9")]
     pub(crate) ping_seconds: u32,
+    /// What the path may carry and costs; none = everything, and nothing.
+    #[prost(message, optional, tag = "10")]
+    pub(crate) policy: Option<PolicyFrame>,
+}
+
+/// What a path may carry and costs: the edge says it in Attach, and again when it changes. A hub that does not know it sends what it likes.
+#[derive(Clone, PartialEq, Message)]
+pub(crate) struct PolicyFrame {
+    #[prost(bool, tag = "1")]
+    pub(crate) metered: bool,
+    /// A bit a priority, the most urgent is 1.
+    #[prost(uint32, tag = "2")]
+    pub(crate) allow: u32,
+    #[prost(uint32, tag = "3")]
+    pub(crate) when_alone: u32,
+    #[prost(sint32, tag = "4")]
+    pub(crate) priority: i32,
+    /// Bytes a second each way; 0 = no limit.
+    #[prost(uint64, tag = "5")]
+    pub(crate) rate: u64,
+}
+
+impl From<Policy> for PolicyFrame {
+    fn from(policy: Policy) -> Self {
+        Self {
+            metered: policy.metered,
+            allow: policy.allow.bits(),
+            when_alone: policy.when_alone.bits(),
+            priority: policy.priority,
+            rate: policy.rate.map_or(0, NonZeroU64::get),
+        }
+    }
+}
+
+impl From<PolicyFrame> for Policy {
+    fn from(frame: PolicyFrame) -> Self {
+        Self {
+            metered: frame.metered,
+            allow: Carries::from_bits(frame.allow),
+            when_alone: Carries::from_bits(frame.when_alone),
+            priority: frame.priority,
+            rate: NonZeroU64::new(frame.rate),
+        }
+    }
 }
 
 /// The hub takes the session.
@@ -73,6 +124,18 @@ pub(crate) struct WelcomeFrame {
     pub(crate) max_message: u32,
     #[prost(uint32, tag = "5")]
     pub(crate) max_streams: u32,
+}
+
+impl From<&Welcome> for WelcomeFrame {
+    fn from(welcome: &Welcome) -> Self {
+        Self {
+            hub_instance: welcome.hub_instance.to_vec(),
+            wall_time_millis: u64::try_from(welcome.wall_time.as_millis()).unwrap_or(u64::MAX),
+            addresses: welcome.addresses.clone(),
+            max_message: welcome.limits.max_message,
+            max_streams: welcome.limits.max_streams,
+        }
+    }
 }
 
 /// The hub does not take the session.
@@ -127,6 +190,7 @@ pub(crate) async fn write(stream: &mut (impl AsyncWrite + Unpin), control: Contr
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::types::Priority;
 
     fn attach() -> Control {
         Control::Attach(Attach {
@@ -139,6 +203,7 @@ mod tests {
             path: 0,
             joins: false,
             ping_seconds: 0,
+            policy: None,
         })
     }
 
@@ -152,6 +217,20 @@ mod tests {
         golden.extend(b"lte0");
         assert_eq!(bytes, golden);
         assert_eq!(read(&mut bytes.as_slice()).await.unwrap(), attach());
+    }
+
+    #[test]
+    fn a_policy_survives_the_wire() {
+        let policy = Policy {
+            allow: Carries::from(Priority::Interactive),
+            priority: -7,
+            rate: NonZeroU64::new(250_000),
+            ..Policy::metered()
+        };
+        for policy in [policy, Policy::metered(), Policy::default()] {
+            let bytes = PolicyFrame::from(policy).encode_to_vec();
+            assert_eq!(Policy::from(PolicyFrame::decode(bytes.as_slice()).unwrap()), policy);
+        }
     }
 
     #[tokio::test]

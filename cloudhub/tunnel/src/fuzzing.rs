@@ -1,5 +1,6 @@
 //! Doors for `tests/fuzz`: the frames that a peer sends first. Not for anybody else.
 
+use crate::bond::Policy;
 use crate::frame::{self, Attach, Control, RefusedFrame, WelcomeFrame};
 
 /// Reads one control frame and writes it again; None where it is refused.
@@ -23,6 +24,7 @@ pub async fn examples() -> Vec<Vec<u8>> {
         path: 3,
         joins: true,
         ping_seconds: 25,
+        policy: Some(Policy::metered().into()),
     };
     let welcome = WelcomeFrame {
         hub_instance: vec![9; 16],
@@ -42,6 +44,7 @@ pub async fn examples() -> Vec<Vec<u8>> {
         Control::Refused(refused),
         Control::Challenge(vec![1; 16]),
         Control::ChallengeAnswer(vec![1; 16]),
+        Control::Policy(Policy::metered().into()),
     ] {
         let mut bytes = Vec::new();
         frame::write(&mut bytes, control)

@@ -19,10 +19,10 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout};
 
 use crate::attach::{Decision, Newcomer, SessionKey, decide};
-use crate::bond::{Carries, Config, PathId};
+use crate::bond::{Config, PathId, Policy};
 use crate::congestion::controller::Told;
 use crate::driver::PathInfo;
-use crate::frame::{self, Control, RefusedFrame, WelcomeFrame};
+use crate::frame::{self, Control, RefusedFrame};
 use crate::keys::QuicKeys;
 use crate::liveness::PING_INTERVAL;
 use crate::path::PathControl;
@@ -177,6 +177,12 @@ impl Hub {
     /// The live session of a node.
     pub fn session(&self, node: &str) -> Option<Session> {
         self.shared.table().live.get(node).cloned().map(Session::new)
+    }
+
+    /// The live sessions of all nodes.
+    pub fn sessions(&self) -> Vec<Session> {
+        let table = self.shared.table();
+        table.live.values().cloned().map(Session::new).collect()
     }
 
     /// Cuts the node's session at once. Make [`Admission`] refuse the node first, else it comes back.
@@ -494,7 +500,8 @@ async fn read_attach(connection: &Connection, node: &str) -> Result<(Attached, (
             0 => PING_INTERVAL,
             seconds => Duration::from_secs(seconds.into()).min(MAX_PING_INTERVAL),
         },
-        carries: Carries::ALL,
+        policy: attach.policy.map(Policy::from).unwrap_or_default(),
+        traffic: Arc::default(),
     };
     let peer = PeerInfo {
         node: node.to_owned(),
@@ -572,8 +579,7 @@ async fn refuse(connection: &Connection, mut control: (SendStream, RecvStream), 
 
 async fn run(shared: &Shared, path: &Arc<QuicPath>, info: PathInfo, (session, new): (Arc<Inner>, bool)) {
     let id = info.id;
-    let welcome = welcome_frame(&shared.welcome());
-    if !path.welcome(welcome).await || !session.add_path(info, path.clone()) {
+    if !path.welcome((&shared.welcome()).into()).await || !session.add_path(info, path.clone()) {
         path.close(&CloseReason::LinkLost);
         if new {
             session.close(CloseReason::LinkLost, false);
@@ -586,15 +592,5 @@ async fn run(shared: &Shared, path: &Arc<QuicPath>, info: PathInfo, (session, ne
     }
     if session.run_path(id, path.as_ref()).await {
         shared.remove(&session);
-    }
-}
-
-fn welcome_frame(welcome: &Welcome) -> WelcomeFrame {
-    WelcomeFrame {
-        hub_instance: welcome.hub_instance.to_vec(),
-        wall_time_millis: u64::try_from(welcome.wall_time.as_millis()).unwrap_or(u64::MAX),
-        addresses: welcome.addresses.clone(),
-        max_message: welcome.limits.max_message,
-        max_streams: welcome.limits.max_streams,
     }
 }

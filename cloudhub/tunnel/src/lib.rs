@@ -14,6 +14,7 @@
 //! - [`Session`] is a cloneable handle: an outbox and an inbox with bounds, and the bond between them
 //!   - `driver` runs the [`bond`] (pure): several paths as one, what one loses goes over another
 //!   - [`path::PathTransport`] is the seam: QUIC today, TLS over TCP or multipath later (`quic` implements it)
+//!   - [`Meter`] counts what each uplink of an edge carries; what it may carry is its [`bond::Policy`]
 //!   - [`congestion`] says how much a path takes, [`liveness`] whether anybody is there (both pure)
 //!
 //! On failure: what a path carried when it died goes over the others; when the last path is gone, or nothing is heard on any, the session
@@ -26,6 +27,7 @@ pub mod clock;
 pub mod congestion;
 mod driver;
 mod edge;
+pub mod exposition;
 mod frame;
 #[doc(hidden)]
 pub mod fuzzing;
@@ -33,6 +35,7 @@ mod hub;
 mod keys;
 mod lane;
 pub mod liveness;
+mod meter;
 pub mod path;
 mod queue;
 mod quic;
@@ -46,6 +49,7 @@ pub use driver::PathReport;
 pub use edge::{ConnectError, Edge, EdgeConfig, EpochSource, Uplink};
 pub use hub::{Hub, HubConfig, HubError};
 pub use keys::QuicKeys;
+pub use meter::{Carried, Meter};
 pub use session::{ByteStream, Session};
 pub use tls::{ALPN, Admission, ClockFloor, PeerCertificate, SERVER_NAME, TRUST_DOMAIN};
 pub use types::{CloseReason, Closed, Limits, PeerInfo, Priority, SendError, Welcome};

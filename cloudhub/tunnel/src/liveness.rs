@@ -90,6 +90,7 @@ mod tests {
             received,
             eliciting,
             rtt: Duration::from_millis(30),
+            ..Counters::default()
         }
     }
 

@@ -9,6 +9,8 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures::future::BoxFuture;
 
+use crate::bond::Policy;
+use crate::meter::Carried;
 use crate::types::CloseReason;
 
 /// What a path can do.
@@ -31,6 +33,8 @@ pub struct Counters {
     pub eliciting: u64,
     /// Smoothed round-trip time.
     pub rtt: Duration,
+    /// What the network has carried, headers of UDP (TCP) and IP included.
+    pub carried: Carried,
 }
 
 /// What the scheduler above tells a path.
@@ -54,6 +58,8 @@ pub trait PathControl: std::fmt::Debug + Send + Sync {
     fn remote(&self) -> SocketAddr;
     /// What the scheduler knows.
     fn hint(&self, hint: Hint);
+    /// Tells the hub what the path may carry and costs from now on. Only an edge does.
+    fn tell(&self, policy: Policy) -> BoxFuture<'_, ()>;
     /// Ends the path and tells the peer why.
     fn close(&self, reason: &CloseReason);
 }
@@ -64,8 +70,9 @@ pub trait PathTransport: PathControl {
     fn send(&self, datagram: Bytes) -> impl Future<Output = Result<(), CloseReason>> + Send;
     /// The next datagram of the peer.
     fn receive(&self) -> impl Future<Output = Result<Bytes, CloseReason>> + Send;
-    /// Serves what the ends say to each other about the path, until it ends. Not cancel-safe.
-    fn serve(&self) -> impl Future<Output = CloseReason> + Send;
+    /// Serves what the ends say to each other about the path, until it ends; what the peer says of its policy goes to `told`. Not
+    /// cancel-safe.
+    fn serve(&self, told: &(dyn Fn(Policy) + Send + Sync)) -> impl Future<Output = CloseReason> + Send;
     /// Resolves when the path has ended, with why.
     fn closed(&self) -> impl Future<Output = CloseReason> + Send;
 }

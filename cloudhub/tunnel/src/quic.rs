@@ -11,8 +11,10 @@ use futures::future::BoxFuture;
 use quinn::{Connection, ConnectionError, RecvStream, SendDatagramError, SendStream, VarInt};
 use tokio::sync::{Mutex, watch};
 
+use crate::bond::Policy;
 use crate::congestion::controller::Told;
 use crate::frame::{self, Control, FrameError, WelcomeFrame};
+use crate::meter::Carried;
 use crate::path::{Counters, Hint, PathControl, PathFacts, PathTransport};
 use crate::transport::SEND_WINDOW;
 use crate::types::CloseReason;
@@ -106,6 +108,16 @@ impl QuicPath {
         frame::write(&mut *writer, Control::Welcome(frame)).await.is_ok()
     }
 
+    /// With the headers of UDP and IP.
+    fn billed(&self, udp: quinn::UdpStats) -> u64 {
+        let headers = if self.connection.remote_address().is_ipv4() {
+            28
+        } else {
+            48
+        };
+        udp.bytes + udp.datagrams * headers
+    }
+
     /// Why the path ended, where only a stream error is at hand.
     fn end_of_control(&self) -> CloseReason {
         match self.connection.close_reason() {
@@ -160,6 +172,10 @@ impl PathControl for QuicPath {
                 + sent.stop_sending
                 + sent.path_challenge,
             rtt: stats.path.rtt,
+            carried: Carried {
+                sent: self.billed(stats.udp_tx),
+                received: self.billed(stats.udp_rx),
+            },
         }
     }
 
@@ -172,6 +188,16 @@ impl PathControl for QuicPath {
             // The congestion window has just opened, and quinn looks at it only when it is woken: this wakes it and changes nothing.
             self.connection.set_send_window(SEND_WINDOW);
         }
+    }
+
+    fn tell(&self, policy: Policy) -> BoxFuture<'_, ()> {
+        Box::pin(async move {
+            let mut writer = self.control_writer.lock().await;
+            if let Err(error) = frame::write(&mut *writer, Control::Policy(policy.into())).await {
+                // The path is about to end, and the next one's Attach says it.
+                tracing::debug!(%error, "the hub is not told of a policy");
+            }
+        })
     }
 
     fn close(&self, reason: &CloseReason) {
@@ -194,7 +220,7 @@ impl PathTransport for QuicPath {
         self.connection.read_datagram().await.map_err(|error| reason_of(&error))
     }
 
-    async fn serve(&self) -> CloseReason {
+    async fn serve(&self, told: &(dyn Fn(Policy) + Send + Sync)) -> CloseReason {
         let mut reader = self.control_reader.lock().await;
         loop {
             match frame::read(&mut *reader).await {
@@ -208,6 +234,7 @@ impl PathTransport for QuicPath {
                 Ok(Control::ChallengeAnswer(nonce)) => {
                     self.answer.send_replace(nonce);
                 }
+                Ok(Control::Policy(policy)) => told(policy.into()),
                 // A newer end may say what we do not know.
                 Ok(_) | Err(FrameError::Unknown) => {}
                 Err(_) => return self.end_of_control(),

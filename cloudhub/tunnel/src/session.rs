@@ -19,10 +19,11 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
 use tokio::sync::{mpsc, watch};
 
 use crate::MAX_MESSAGE;
-use crate::bond::{Config, PathId, SessionStats};
+use crate::bond::{Config, PathId, Policy, SessionStats};
 use crate::driver::stream::{Purpose, Reader, Writer};
 use crate::driver::{Driver, Over, PathInfo, PathReport};
 use crate::lane;
+use crate::meter::Carried;
 use crate::path::{PathControl, PathTransport};
 use crate::queue::{PushError, Queues};
 use crate::types::{CloseReason, Closed, PeerInfo, Priority, SendError, Welcome};
@@ -192,6 +193,11 @@ impl Session {
         self.inner.driver.stats()
     }
 
+    /// What all its paths have carried, those that are gone too, to half a second.
+    pub fn carried(&self) -> Carried {
+        self.inner.driver.carried()
+    }
+
     pub(crate) fn inner(&self) -> &Arc<Inner> {
         &self.inner
     }
@@ -296,6 +302,11 @@ impl Inner {
             control.close(&over.unwrap_or(CloseReason::LinkLost));
         }
         takes
+    }
+
+    /// What a path may carry has changed: both ends obey.
+    pub(crate) fn set_policy(&self, id: PathId, policy: Policy) {
+        self.driver.set_policy(id, policy);
     }
 
     /// Moves datagrams over a path that was added until it ends, which may be the session's end too. True when it was.

@@ -11,14 +11,15 @@ use site::relay::UdpRelay;
 use site::{Site, soon};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::watch;
-use tunnel::bond::PathState;
-use tunnel::{CloseReason, Edge, Hub, Priority, Session, Uplink};
+use tunnel::bond::{Carries, PathState, Policy};
+use tunnel::{CloseReason, Edge, Hub, Meter, Priority, SendError, Session, Uplink};
 
 /// A robot with three links to one hub.
 struct Robot {
     hub: Hub,
     links: Vec<UdpRelay>,
     uplinks: watch::Sender<Vec<Uplink>>,
+    meter: Meter,
     edge: Edge,
 }
 
@@ -42,11 +43,13 @@ impl Robot {
         let uplinks = watch::Sender::new(all);
         let mut config = site.edge_config("a", hub.local_addr());
         config.uplinks = uplinks.subscribe();
+        let meter = config.meter.clone();
         let edge = Edge::new(config).unwrap();
         Self {
             hub,
             links,
             uplinks,
+            meter,
             edge,
         }
     }
@@ -220,4 +223,134 @@ async fn a_hub_that_is_back_without_the_session_is_not_joined() {
     let (again, at_hub) = robot.meet().await;
     assert_eq!(again.peer().epoch, 2);
     have([&again, &at_hub], &NAMES).await;
+}
+
+/// wifi, and lte with a policy; g5 is away.
+async fn wifi_and_lte(robot: &Robot, lte: Policy) -> (Session, Session) {
+    robot.uplinks.send_modify(|uplinks| {
+        uplinks.retain(|uplink| uplink.name != "g5");
+        set(uplinks, lte);
+    });
+    let (at_edge, at_hub) = robot.meet().await;
+    have([&at_edge, &at_hub], &["lte", "wifi"]).await;
+    (at_edge, at_hub)
+}
+
+fn set(uplinks: &mut [Uplink], lte: Policy) {
+    for uplink in uplinks.iter_mut().filter(|uplink| uplink.name == "lte") {
+        uplink.policy = lte;
+    }
+}
+
+const LTE: usize = 1;
+const WIFI: usize = 2;
+
+/// So many bulk messages of 60 KB from one end, and their arrival at the other.
+async fn bulk(from: &Session, to: &Session, count: usize) {
+    let send = async {
+        for _ in 0..count {
+            while let Err(error) = from.send(Priority::Bulk, Bytes::from(vec![3; 60_000])) {
+                assert_eq!(error, SendError::Busy);
+                from.ready().await;
+            }
+        }
+    };
+    let receive = async {
+        for _ in 0..count {
+            assert_eq!(to.recv().await.unwrap().len(), 60_000);
+        }
+    };
+    soon("bulk", async { tokio::join!(send, receive) }).await;
+}
+
+#[tokio::test]
+async fn a_metered_uplink_carries_control_and_bulk_waits_for_another() {
+    let site = Site::new();
+    let robot = Robot::new(&site).await;
+    let (at_edge, at_hub) = wifi_and_lte(&robot, Policy::metered()).await;
+    let ends = [(&at_edge, &at_hub), (&at_hub, &at_edge)];
+    let before = robot.links[LTE].bytes();
+    for (from, to) in ends {
+        bulk(from, to, 50).await;
+    }
+    let carried = robot.links[LTE].bytes() - before;
+    assert!(carried < 100_000, "lte carried {carried} of 6 MB");
+
+    robot.links[WIFI].cut();
+    let suspected = |session: &Session| {
+        let paths = session.paths();
+        paths
+            .iter()
+            .any(|path| path.uplink == "wifi" && path.stats.state == PathState::Suspect)
+    };
+    // What is on its way over wifi counts as lost then; something must be.
+    for (from, to) in ends {
+        from.send(Priority::Urgent, Bytes::from_static(b"?")).unwrap();
+        assert_eq!(soon("control", to.recv()).await.unwrap(), "?");
+        until("wifi is suspect", || suspected(from)).await;
+    }
+    let before = robot.links[LTE].bytes();
+    let mut waiting = [0, 0];
+    for ((from, _), waiting) in ends.into_iter().zip(&mut waiting) {
+        // Bounded: the sender is told.
+        let mut busy = false;
+        while !busy {
+            match from.send(Priority::Bulk, Bytes::from(vec![4; 60_000])) {
+                Ok(()) => *waiting += 1,
+                Err(error) => {
+                    assert_eq!(error, SendError::Busy);
+                    busy = tokio::time::timeout(Duration::from_millis(100), from.ready())
+                        .await
+                        .is_err();
+                }
+            }
+        }
+        assert!((5..100).contains(waiting), "{waiting} wait");
+    }
+    for (from, to) in ends {
+        for _ in 0..10 {
+            from.send(Priority::Urgent, Bytes::from_static(b"control")).unwrap();
+            assert_eq!(soon("control", to.recv()).await.unwrap(), "control");
+        }
+    }
+    let carried = robot.links[LTE].bytes() - before;
+    assert!(carried < 100_000, "lte carried {carried}");
+    robot.links[WIFI].mend();
+    for ((_, to), waiting) in ends.into_iter().zip(waiting) {
+        for _ in 0..waiting {
+            assert_eq!(soon("bulk that waited", to.recv()).await.unwrap().len(), 60_000);
+        }
+    }
+}
+
+#[tokio::test]
+async fn the_hub_obeys_a_new_policy_of_a_path_that_lives() {
+    let site = Site::new();
+    let robot = Robot::new(&site).await;
+    let (at_edge, at_hub) = wifi_and_lte(&robot, Policy::metered()).await;
+    let known = |session: &Session| {
+        let paths = session.paths();
+        let lte = paths.iter().find(|path| path.uplink == "lte");
+        lte.map(|lte| (lte.stats.id, lte.stats.policy))
+    };
+    let (id, policy) = known(&at_hub).unwrap();
+    assert_eq!(policy, Policy::metered());
+    robot.links[WIFI].cut();
+    let generous = Policy {
+        when_alone: Carries::ALL,
+        ..Policy::metered()
+    };
+    robot.uplinks.send_modify(|uplinks| set(uplinks, generous));
+    for session in [&at_edge, &at_hub] {
+        until("both know", || known(session) == Some((id, generous))).await;
+    }
+    bulk(&at_hub, &at_edge, 10).await;
+    bulk(&at_edge, &at_hub, 10).await;
+    // A relay sees no headers of IP and UDP, and the meter looks twice a second.
+    until("the meter has it all", || {
+        let metered = robot.meter.read()["lte"].total();
+        let seen = robot.links[LTE].bytes();
+        metered >= seen && metered < seen + seen / 10
+    })
+    .await;
 }

@@ -69,6 +69,11 @@ impl Received {
         Ok(Some(sequence))
     }
 
+    /// Whether something asks for an acknowledgement that was not given yet.
+    pub(crate) fn is_unreported(&self) -> bool {
+        self.unreported
+    }
+
     /// Notes a packet; returns whether a gap has opened or closed.
     fn insert(&mut self, now: Duration, sequence: u64, asks: Asks) -> bool {
         let next = self.largest.map_or(self.floor, |largest| largest + 1);

@@ -11,6 +11,7 @@ use bytes::Bytes;
 use super::flow::Flows;
 use super::frame::{Order, Part};
 use super::path::{Loss, PathId};
+use super::policy::Carries;
 use super::violation::Violation;
 use crate::types::Priority;
 
@@ -26,6 +27,7 @@ pub(crate) const MAX_ATTEMPTS: u8 = 32;
 #[derive(Debug)]
 struct Kept {
     packet: Bytes,
+    priority: Priority,
     flow: u16,
     sequence: u32,
     order: Order,
@@ -50,6 +52,17 @@ pub(crate) struct Piece {
     pub(crate) payload: Bytes,
 }
 
+/// What is to be repaired next.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Repair {
+    pub(crate) since: Duration,
+    /// Bytes of it that are to be sent.
+    pub(crate) size: usize,
+    pub(crate) priority: Priority,
+    /// The path that lost it.
+    pub(crate) lost_on: Option<PathId>,
+}
+
 /// What waits and what is on its way.
 #[derive(Debug, Default)]
 pub(crate) struct Datagrams {
@@ -57,7 +70,8 @@ pub(crate) struct Datagrams {
     base: u64,
     kept: VecDeque<Option<Kept>>,
     bytes: usize,
-    resend: BTreeSet<u64>,
+    /// Those that are to be sent (again), a set a priority.
+    resend: [BTreeSet<u64>; 4],
     /// Packets whose time was over before the peer had them.
     pub(crate) expired: u64,
     /// Halves and packets sent again.
@@ -85,6 +99,7 @@ impl Datagrams {
         self.bytes += size;
         self.kept.push_back(Some(Kept {
             packet: leaving.packet,
+            priority,
             flow: leaving.flow,
             sequence: leaving.sequence,
             order: leaving.order,
@@ -96,24 +111,36 @@ impl Datagrams {
             attempts: 0,
         }));
         let number = self.base + self.kept.len() as u64 - 1;
-        self.resend.insert(number);
+        self.resend[priority.index()].insert(number);
         self.piece(number, room)
     }
 
-    /// The oldest packet that is to be repaired: since when, its bytes that are to be sent, and the path that lost it.
-    pub(crate) fn next_repair(&self) -> Option<(Duration, usize, Option<PathId>)> {
-        let number = *self.resend.first()?;
+    fn first_repair(&self, of: Carries) -> Option<u64> {
+        let lanes = Priority::ALL.into_iter().filter(|priority| of.has(*priority));
+        lanes
+            .filter_map(|priority| self.resend[priority.index()].first().copied())
+            .min()
+    }
+
+    /// The oldest packet of these priorities that is to be repaired.
+    pub(crate) fn next_repair(&self, of: Carries) -> Option<Repair> {
+        let number = self.first_repair(of)?;
         let kept = self.get(number)?;
         let size = match kept.resend {
             3 => kept.packet.len(),
             _ => kept.packet.len().div_ceil(2),
         };
-        Some((kept.resend_since, size, kept.lost_on))
+        Some(Repair {
+            since: kept.resend_since,
+            size,
+            priority: kept.priority,
+            lost_on: kept.lost_on,
+        })
     }
 
-    /// A piece of the oldest packet that is to be repaired, of at most `room` bytes.
-    pub(crate) fn repair(&mut self, room: usize) -> Option<Piece> {
-        let number = *self.resend.first()?;
+    /// A piece of that packet, of at most `room` bytes.
+    pub(crate) fn repair(&mut self, of: Carries, room: usize) -> Option<Piece> {
+        let number = self.first_repair(of)?;
         let piece = self.piece(number, room)?;
         self.repaired += 1;
         Some(piece)
@@ -140,8 +167,9 @@ impl Datagrams {
             part,
             payload: kept.packet.slice(range),
         };
-        if kept.resend == 0 {
-            self.resend.remove(&number);
+        let (lane, idle) = (kept.priority.index(), kept.resend == 0);
+        if idle {
+            self.resend[lane].remove(&number);
         }
         Some(piece)
     }
@@ -151,9 +179,9 @@ impl Datagrams {
         let Some(kept) = self.get_mut(number) else { return };
         kept.missing &= !part.bits();
         kept.resend &= kept.missing;
-        let (done, idle) = (kept.missing == 0, kept.resend == 0);
+        let (done, idle, lane) = (kept.missing == 0, kept.resend == 0, kept.priority.index());
         if idle {
-            self.resend.remove(&number);
+            self.resend[lane].remove(&number);
         }
         if done {
             self.forget(number);
@@ -178,7 +206,8 @@ impl Datagrams {
         }
         kept.lost_on = Some(loss.path);
         kept.resend |= again;
-        self.resend.insert(number);
+        let lane = kept.priority.index();
+        self.resend[lane].insert(number);
         Ok(())
     }
 
@@ -192,7 +221,9 @@ impl Datagrams {
                 break;
             }
             self.expired += u64::from(first.is_some());
-            self.resend.remove(&self.base);
+            for lane in &mut self.resend {
+                lane.remove(&self.base);
+            }
             self.forget(self.base);
         }
     }

@@ -18,4 +18,6 @@ pub struct Faults {
     pub refused_acked: bool,
     /// Nothing is dropped however much waits.
     pub memory_unbounded: bool,
+    /// Every path carries everything, whatever its policy.
+    pub policy_ignored: bool,
 }

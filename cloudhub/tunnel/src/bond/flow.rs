@@ -304,10 +304,10 @@ impl Flows {
         Some(leaving)
     }
 
-    /// Drops what has waited longer than `lifetime`; returns how many packets.
-    pub(crate) fn expire(&mut self, now: Duration, lifetime: Duration) -> u64 {
+    /// Drops what has waited longer than `lifetime` in the priorities that are `barred`; returns how many packets.
+    pub(crate) fn expire(&mut self, now: Duration, lifetime: Duration, barred: [bool; 4]) -> u64 {
         let mut dropped = 0;
-        for lane in 0..Priority::ALL.len() {
+        for (lane, _) in barred.into_iter().enumerate().filter(|(_, barred)| *barred) {
             let slots = std::mem::take(&mut self.ready[lane]);
             for slot in slots {
                 let flow = &mut self.slots[usize::from(slot)];

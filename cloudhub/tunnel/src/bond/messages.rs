@@ -16,6 +16,7 @@ use bytes::Bytes;
 use super::datagrams::MAX_ATTEMPTS;
 use super::faults::Faults;
 use super::path::{Loss, PathId};
+use super::policy::Carries;
 use super::ranges::{RangeSet, Window, expand};
 use super::violation::Violation;
 use crate::types::Priority;
@@ -189,6 +190,12 @@ impl Outbox {
     /// Whether everything that was taken has arrived.
     pub(crate) fn is_idle(&self) -> bool {
         self.active.is_empty() && self.waiting.iter().all(VecDeque::is_empty)
+    }
+
+    /// Whether messages of these priorities wait for room that those on their way take.
+    pub(crate) fn is_stuck(&self, of: Carries) -> bool {
+        let mut lanes = Priority::ALL.into_iter().filter(|priority| of.has(*priority));
+        !self.may_start() && lanes.any(|priority| !self.waiting[priority.index()].is_empty())
     }
 
     fn may_start(&self) -> bool {

@@ -9,7 +9,7 @@
 //! - [`Bond`]: owns everything below; its driver brings time, packets and paths, and pulls
 //!   - `frame`: what a packet looks like; `acks`: what arrived where, when to say so; `ranges`: sets and windows of numbers
 //!   - `path`: what is out on a path, its round trip, rate, loss, and whether it is alive
-//!   - `schedule`: which path carries what next
+//!   - `schedule`: which path carries what next; `policy`: what each may carry and what it costs
 //!   - `flow`, `datagrams`, `reorder`: packets of the IP tunnel: queues by flow, repair, order
 //!   - `messages`: messages in copies or pieces; `streams`: byte streams with credit
 //!
@@ -30,6 +30,7 @@ mod frame;
 mod input;
 mod messages;
 mod path;
+mod policy;
 mod ranges;
 mod reorder;
 mod schedule;
@@ -45,7 +46,8 @@ use bytes::Bytes;
 pub use self::faults::Faults;
 pub use self::flow::MAX_FLOWS;
 pub use self::frame::FrameError;
-pub use self::path::{Carries, PathConfig, PathId, PathState};
+pub use self::path::{PathConfig, PathId, PathState};
+pub use self::policy::{Carries, Policy};
 pub use self::stats::{PathStats, SessionStats};
 pub use self::streams::{Read, StreamId};
 pub use self::violation::Violation;
@@ -129,6 +131,7 @@ impl Config {
                 readmit_never: false,
                 refused_acked: false,
                 memory_unbounded: false,
+                policy_ignored: false,
             },
         }
     }
@@ -315,10 +318,10 @@ impl Bond {
         }
     }
 
-    /// What a path may carry has changed.
-    pub fn set_carries(&mut self, id: PathId, carries: Carries) {
+    /// What a path may carry or costs has changed.
+    pub fn set_policy(&mut self, id: PathId, policy: Policy) {
         if let Some(at) = self.index(id) {
-            self.paths[at].carries = carries;
+            self.paths[at].policy = policy;
         }
     }
 
@@ -371,16 +374,28 @@ impl Bond {
                 limit,
             });
         }
-        if self.datagrams.flows.total() >= self.queue_limit() || !self.datagrams.flows.push(now, class, packet) {
+        let barred = self.barred();
+        if barred[class.priority.index()] && self.datagrams.flows.bytes(class.priority) >= MIN_QUEUE / 2 {
+            // As a router without a route: others must not wait behind what nobody may carry.
+            self.datagrams.expired += 1;
+            return Ok(());
+        }
+        if self.queued(barred) >= self.queue_limit() || !self.datagrams.flows.push(now, class, packet) {
             return Err(SendError::Busy);
         }
         Ok(())
     }
 
+    /// Bytes of packets that wait and may go.
+    fn queued(&self, barred: [bool; 4]) -> usize {
+        let may_go = Priority::ALL.into_iter().filter(|priority| !barred[priority.index()]);
+        may_go.map(|priority| self.datagrams.flows.bytes(priority)).sum()
+    }
+
     /// Whether [`Self::send_datagram`] takes more.
     #[must_use]
     pub fn has_room_for_datagram(&self) -> bool {
-        self.datagrams.flows.total() < self.queue_limit()
+        self.queued(self.barred()) < self.queue_limit()
     }
 
     /// Whether [`Self::send_message`] takes more of this priority.
@@ -462,11 +477,12 @@ impl Bond {
                 next = Some(next.map_or(at, |have| have.min(at)));
             }
         };
-        let (best, alone) = (self.best(|_| true), self.live() <= 1);
+        let best = self.best(|_| true);
         for (at, path) in self.paths.iter().enumerate() {
             if !self.config.faults.suspect_never {
-                add(path.suspect_at(alone));
+                add(path.suspect_at(self.is_irreplaceable(at)));
             }
+            add(path.rate_timeout());
             let probe = path.probe_at(self.config.keep_alive, best == Some(at));
             add(probe.filter(|at| *at > self.now));
         }
@@ -476,6 +492,9 @@ impl Bond {
         add(self.reorder.timeout());
         if self.declined {
             add(Some(self.now + RECONSIDER));
+        }
+        if self.datagrams.flows.total() > self.queued(self.barred()) {
+            add(Some(self.now + QUEUE_TIME));
         }
         if self.datagrams.flows.len() > 0 {
             add(Some(self.swept + SWEEP));
@@ -488,7 +507,8 @@ impl Bond {
         self.advance(now);
         self.declined = false;
         for at in 0..self.paths.len() {
-            let (path, alone) = (&self.paths[at], self.live() <= 1);
+            self.paths[at].bucket.awaited = false;
+            let (path, alone) = (&self.paths[at], self.is_irreplaceable(at));
             if path.suspect_at(alone).is_some_and(|due| due <= self.now) && !self.config.faults.suspect_never {
                 let id = path.id;
                 self.suspect_path(now, id);
@@ -498,9 +518,8 @@ impl Bond {
         self.outbox.handle_timeout(now);
         self.datagrams.expire(now);
         self.reorder.handle_timeout(now);
-        if self.live() == 0 {
-            self.datagrams.expired += self.datagrams.flows.expire(now, LIFETIME);
-        }
+        let barred = if self.live() == 0 { [true; 4] } else { self.barred() };
+        self.datagrams.expired += self.datagrams.flows.expire(now, LIFETIME, barred);
         if now.saturating_sub(self.swept) >= SWEEP {
             self.swept = now;
             self.datagrams.flows.sweep(now);
@@ -526,11 +545,9 @@ impl Bond {
         if priority > Priority::Interactive || self.config.duplication == Duplication::AsAsked {
             return 1;
         }
-        let carrying = |at: &usize| self.paths[*at].carries.has(priority);
-        let live = self
-            .paths
-            .iter()
-            .filter(|path| path.is_live() && path.carries.has(priority))
+        let carrying = |at: &usize| self.may_carry(*at, priority);
+        let live = (0..self.paths.len())
+            .filter(|at| self.paths[*at].is_live() && carrying(at))
             .count();
         let Some(best) = self.best(|at| carrying(&at)) else {
             return 1;

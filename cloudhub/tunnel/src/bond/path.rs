@@ -14,10 +14,10 @@ use std::time::Duration;
 
 use super::acks::Received;
 use super::frame::{AckBlock, Part};
+use super::policy::{Bucket, Policy};
 use super::ranges::expand;
 use super::streams::{Control, StreamId};
 use super::violation::Violation;
-use crate::types::Priority;
 
 /// A path's number; both ends give it the same. A new connection over the same uplink has another: acknowledgements of the old one's
 /// packets may still be on their way over other paths. 256 of them are enough to count round and round.
@@ -33,25 +33,6 @@ pub enum PathState {
     Suspect,
 }
 
-/// Which priorities a path may carry: its cost class as the scheduler sees it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Carries([bool; 4]);
-
-impl Carries {
-    /// Everything.
-    pub const ALL: Self = Self([true; 4]);
-
-    /// What is at least so urgent.
-    #[must_use]
-    pub fn from(least: Priority) -> Self {
-        Self(Priority::ALL.map(|priority| priority <= least))
-    }
-
-    pub(crate) fn has(self, priority: Priority) -> bool {
-        self.0[priority.index()]
-    }
-}
-
 /// What is known of a path when it is added.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PathConfig {
@@ -59,8 +40,8 @@ pub struct PathConfig {
     pub max_datagram: usize,
     /// The round trip of its handshake.
     pub rtt: Duration,
-    /// What it may carry.
-    pub carries: Carries,
+    /// What it may carry and costs.
+    pub policy: Policy,
 }
 
 /// What a packet carried, to be told when it arrived or was lost.
@@ -176,7 +157,8 @@ pub(crate) struct Told {
 pub(crate) struct Path {
     pub(crate) id: PathId,
     pub(crate) max_datagram: usize,
-    pub(crate) carries: Carries,
+    pub(crate) policy: Policy,
+    pub(crate) bucket: Bucket,
     pub(crate) received: Received,
     pub(crate) rtt: Rtt,
     pub(crate) pulled: Duration,
@@ -212,7 +194,8 @@ impl Path {
         Self {
             id,
             max_datagram: config.max_datagram,
-            carries: config.carries,
+            policy: config.policy,
+            bucket: Bucket::new(now),
             received: Received::default(),
             rtt: Rtt::new(now, config.rtt),
             pulled: now,

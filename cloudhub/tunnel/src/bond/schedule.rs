@@ -7,7 +7,7 @@
 //! - *ECF*: what would arrive earlier by waiting for the faster paths waits, until it has waited as long as the slow path takes
 //! - *spread*: packets of an ordered flow do not take a path that is slower by more than the receiver would hold the others
 //!
-//! Nobody declines for a path that is suspect or does not ask, so nothing waits for ever.
+//! Nobody declines for a path that is suspect or does not ask, so nothing waits for ever. What a path may carry at all is its `policy`'s word.
 
 use std::time::Duration;
 
@@ -18,6 +18,7 @@ use super::datagrams;
 use super::frame::{self, DATAGRAM_OVERHEAD, Frame, HEADER, Header, MESSAGE_OVERHEAD, Order, STREAM_OVERHEAD};
 use super::messages::{SMALL, Take};
 use super::path::{Content, Path, PathId};
+use super::policy::Carries;
 use super::streams::{self, Control};
 use crate::types::Priority;
 
@@ -37,6 +38,8 @@ struct Draft<'a> {
     at: usize,
     id: PathId,
     limit: usize,
+    /// What the path may carry now.
+    carries: Carries,
     packet: &'a mut Vec<u8>,
     start: usize,
     contents: Vec<Content>,
@@ -92,11 +95,14 @@ impl Bond {
             sequence,
         };
         frame::put_header(buffer, header);
+        let within_rate = self.paths[at].is_within_rate(now);
+        let carries = if within_rate { self.carries(at) } else { Carries::URGENT };
         let mut draft = Draft {
             now,
             at,
             id,
             limit,
+            carries,
             packet: buffer,
             start,
             contents: Vec::new(),
@@ -107,9 +113,12 @@ impl Bond {
         let (length, contents, ack_now) = (draft.length(), draft.contents, draft.ack_now);
         if length == HEADER {
             buffer.truncate(start);
+            self.paths[at].bucket.awaited = false;
+            self.paths[at].bucket.awaited = !within_rate && self.is_backlogged(id);
             return None;
         }
         buffer[start] |= u8::from(ack_now);
+        self.paths[at].spend(length);
         self.paths[at].record(now, length, contents);
         Some(length)
     }
@@ -160,7 +169,7 @@ impl Bond {
             offered => return offered,
         }
         for priority in Priority::ALL {
-            if !self.paths[draft.at].carries.has(priority) {
+            if !draft.carries.has(priority) {
                 continue;
             }
             let turn = self.turns[priority.index()];
@@ -177,6 +186,21 @@ impl Bond {
                 }
             }
         }
+        self.finish_what_is_barred(draft)
+    }
+
+    /// Messages that nobody may carry any more are finished where they take the room that urgent ones need.
+    fn finish_what_is_barred(&mut self, draft: &mut Draft<'_>) -> Offered {
+        if !self.outbox.is_stuck(draft.carries) {
+            return Offered::Nothing;
+        }
+        let barred = self.barred();
+        for priority in Priority::ALL.into_iter().filter(|priority| barred[priority.index()]) {
+            match self.offer_begun(draft, priority) {
+                Offered::Nothing => {}
+                offered => return offered,
+            }
+        }
         Offered::Nothing
     }
 
@@ -191,7 +215,7 @@ impl Bond {
         let waited = draft.now.saturating_sub(self.acks.since);
         let chosen = self.acks.on.iter().position(|path| *path == draft.id);
         // When a chosen path has no room, another one helps out.
-        let helps = waited >= EAGER && self.paths[draft.at].is_live();
+        let helps = self.helps_with_acks(draft.at, waited, EAGER);
         let Some(place) = chosen.or(helps.then_some(0)) else {
             return;
         };
@@ -203,15 +227,19 @@ impl Bond {
         }
     }
 
-    /// The two best live paths; when none is live, the one that heard the peer last.
+    /// The two best live paths, and metered ones for what they brought themselves; when none is live, the one that heard the peer last.
     fn ack_paths(&self) -> Vec<PathId> {
-        let best = self.best(|_| true);
-        let second = self.best(|at| Some(at) != best);
+        let best = self.best(|at| !self.spares_acks(at));
+        let second = self.best(|at| Some(at) != best && !self.spares_acks(at));
+        let own = (0..self.paths.len()).filter(|at| {
+            let path = &self.paths[*at];
+            self.spares_acks(*at) && path.is_live() && path.received.is_unreported()
+        });
         let heard = || {
             let paths = self.paths.iter().enumerate();
             paths.max_by_key(|(_, path)| path.received.heard).map(|(at, _)| at)
         };
-        let chosen = best.or_else(heard).into_iter().chain(second);
+        let chosen = best.or_else(heard).into_iter().chain(second).chain(own);
         chosen.map(|at| self.paths[at].id).collect()
     }
 
@@ -228,16 +256,19 @@ impl Bond {
     }
 
     /// The paths other than this one that could take the same and are asking.
-    fn others(&self, now: Duration, at: usize, priority: Priority) -> impl Iterator<Item = &Path> {
+    pub(super) fn others(&self, now: Duration, at: usize, priority: Priority) -> impl Iterator<Item = &Path> {
         self.paths.iter().enumerate().filter_map(move |(other, path)| {
             let asks = now.saturating_sub(path.pulled) < ABSENT;
-            (other != at && path.is_live() && asks && path.carries.has(priority)).then_some(path)
+            (other != at && path.is_live() && asks && self.may_carry(other, priority)).then_some(path)
         })
     }
 
     /// Whether a path is fast enough for something that belongs to the fastest, which has waited since `since`. The path that has
     /// just lost it counts as slower: losses come in bursts.
     fn is_eager(&mut self, draft: &Draft<'_>, priority: Priority, since: Duration, lost_on: Option<PathId>) -> bool {
+        if !self.is_its_turn(draft.now, draft.at, priority, since) {
+            return false;
+        }
         let expected = |path: &Path| {
             let again = if lost_on == Some(path.id) { 1.0 } else { path.loss() };
             path.rtt.smoothed.mul_f64(1.0 + again)
@@ -252,6 +283,9 @@ impl Bond {
 
     /// ECF: whether something of `queued` bytes that waits since `since` should not rather wait for the faster paths.
     fn is_worth(&mut self, draft: &Draft<'_>, priority: Priority, queued: usize, since: Duration) -> bool {
+        if !self.is_its_turn(draft.now, draft.at, priority, since) {
+            return false;
+        }
         let own = self.paths[draft.at].rtt.smoothed;
         let faster = self
             .others(draft.now, draft.at, priority)
@@ -288,10 +322,10 @@ impl Bond {
     }
 
     fn offer_control(&mut self, draft: &mut Draft<'_>) -> Offered {
-        if draft.room(0) < MIN_PIECE || !self.streams.has_control() {
+        if draft.room(0) < MIN_PIECE || !self.streams.has_control(draft.carries) {
             return Offered::Nothing;
         }
-        let Some((id, control, value)) = self.streams.take_control() else {
+        let Some((id, control, value)) = self.streams.take_control(draft.carries) else {
             return Offered::Nothing;
         };
         let code = u32::try_from(value).unwrap_or(u32::MAX);
@@ -308,11 +342,16 @@ impl Bond {
     }
 
     fn offer_messages(&mut self, draft: &mut Draft<'_>, priority: Priority) -> Offered {
-        if !self.outbox.wants(priority) || !self.paths[draft.at].carries.has(priority) {
+        if !self.outbox.wants(priority) || !draft.carries.has(priority) {
             return Offered::Nothing;
         }
         let copies = self.copies(priority);
         self.outbox.start(priority, draft.id, copies);
+        self.offer_begun(draft, priority)
+    }
+
+    /// A piece of a message that has begun.
+    fn offer_begun(&mut self, draft: &mut Draft<'_>, priority: Priority) -> Offered {
         let others = self.others(draft.now, draft.at, priority).next().is_some();
         let offers: Vec<_> = self.outbox.offers(priority, draft.id, others).take(8).collect();
         for offer in offers {
@@ -355,23 +394,23 @@ impl Bond {
     }
 
     fn offer_repairs(&mut self, draft: &mut Draft<'_>) -> Offered {
-        if let Some((since, size, lost_on)) = self.datagrams.next_repair()
-            && self.is_eager(draft, Priority::Normal, since, lost_on)
+        if let Some(repair) = self.datagrams.next_repair(draft.carries)
+            && self.is_eager(draft, repair.priority, repair.since, repair.lost_on)
         {
             let overhead = DATAGRAM_OVERHEAD - HEADER;
-            if !draft.suits(size, overhead) {
+            if !draft.suits(repair.size, overhead) {
                 return Offered::Full;
             }
             let room = draft.room(overhead);
-            if let Some(piece) = self.datagrams.repair(room) {
+            if let Some(piece) = self.datagrams.repair(draft.carries, room) {
                 write_datagram(draft, piece);
                 return Offered::Full;
             }
         }
-        if let Some(since) = self.streams.repair_since()
+        if let Some((since, priority)) = self.streams.repair_since(draft.carries)
             && draft.room(STREAM_OVERHEAD) >= MIN_PIECE
-            && self.is_eager(draft, Priority::Normal, since, None)
-            && let Some(piece) = self.streams.repair(draft.room(STREAM_OVERHEAD))
+            && self.is_eager(draft, priority, since, None)
+            && let Some(piece) = self.streams.repair(priority, draft.room(STREAM_OVERHEAD))
         {
             self.stream_repairs += 1;
             write_stream(draft, piece);

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use super::Bond;
 use super::path::{PathId, PathState};
+use super::policy::{Carries, Policy};
 use crate::types::Priority;
 
 /// One path.
@@ -39,6 +40,10 @@ pub struct PathStats {
     pub suspicions: u64,
     /// When the peer was last heard on it.
     pub heard: Option<Duration>,
+    /// What it may carry and costs.
+    pub policy: Policy,
+    /// What that comes to now.
+    pub carries: Carries,
 }
 
 /// The session over all paths.
@@ -88,7 +93,8 @@ impl Bond {
         let mut all: Vec<PathStats> = self
             .paths
             .iter()
-            .map(|path| PathStats {
+            .enumerate()
+            .map(|(at, path)| PathStats {
                 id: path.id,
                 state: path.state(),
                 suspect_for: path.suspect_since().map(|since| now.saturating_sub(since)),
@@ -104,6 +110,8 @@ impl Bond {
                 received_bytes: path.received.bytes,
                 suspicions: path.suspicions,
                 heard: path.received.heard,
+                policy: path.policy,
+                carries: self.carries(at),
             })
             .collect();
         all.sort_by_key(|path| path.id);
@@ -138,14 +146,17 @@ impl Bond {
     /// nothing to send.
     #[must_use]
     pub fn is_backlogged(&self, id: PathId) -> bool {
-        let Some(path) = self.index(id).map(|at| &self.paths[at]) else {
+        let Some(at) = self.index(id) else {
             return false;
         };
-        path.is_live()
-            && (self.datagrams.next_repair().is_some()
-                || self.streams.repair_since().is_some()
+        let carries = self.carries(at);
+        // What waits for the rate that its owner set says nothing of the path.
+        self.paths[at].is_live()
+            && !self.paths[at].bucket.awaited
+            && (self.datagrams.next_repair(carries).is_some()
+                || self.streams.repair_since(carries).is_some()
                 || Priority::ALL.into_iter().any(|priority| {
-                    path.carries.has(priority)
+                    carries.has(priority)
                         && (self.outbox.wants(priority)
                             || self.streams.backlog(priority).is_some()
                             || (self.datagrams.flows.bytes(priority) > 0 && self.datagrams.may_start()))

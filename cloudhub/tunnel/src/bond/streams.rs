@@ -20,6 +20,7 @@ use self::receiving::Receiving;
 use self::sending::Sending;
 use super::faults::Faults;
 use super::path::Loss;
+use super::policy::Carries;
 use super::ranges::RangeSet;
 use super::violation::Violation;
 use crate::types::Priority;
@@ -108,8 +109,9 @@ pub(crate) struct Streams {
     opened: RangeSet,
     ready: [VecDeque<u64>; 4],
     backlog: [Option<Duration>; 4],
-    lost: BTreeSet<u64>,
-    lost_since: Option<Duration>,
+    /// Streams with pieces that were lost, a set a priority, and since when it has any.
+    lost: [BTreeSet<u64>; 4],
+    lost_since: [Option<Duration>; 4],
     controls: BTreeSet<(u64, Control)>,
     pub(crate) events: VecDeque<Event>,
     faults: Faults,
@@ -124,8 +126,8 @@ impl Streams {
             opened: RangeSet::default(),
             ready: Default::default(),
             backlog: [None; 4],
-            lost: BTreeSet::new(),
-            lost_since: None,
+            lost: Default::default(),
+            lost_since: [None; 4],
             controls: BTreeSet::new(),
             events: VecDeque::new(),
             faults,
@@ -165,7 +167,7 @@ impl Streams {
         if let Some(stream) = self.streams.get_mut(&id.0)
             && stream.sending.reset(code)
         {
-            self.lost.remove(&id.0);
+            self.forget_lost(id.0);
             self.controls.insert((id.0, Control::Reset));
         }
     }
@@ -205,8 +207,8 @@ impl Streams {
             && stream.sending.is_over()
             && stream.receiving.is_over()
         {
+            self.forget_lost(id);
             self.streams.remove(&id);
-            self.lost.remove(&id);
             for control in [Control::Credit, Control::Reset, Control::Stop] {
                 self.controls.remove(&(id, control));
             }
@@ -218,44 +220,58 @@ impl Streams {
         let Some(stream) = self.streams.get_mut(&id) else {
             return;
         };
+        let lane = stream.priority.index();
         if stream.sending.has_lost() {
-            self.lost.insert(id);
-            self.lost_since.get_or_insert(now);
+            self.lost[lane].insert(id);
+            self.lost_since[lane].get_or_insert(now);
         }
         if stream.sending.has_new() && !stream.queued {
             stream.queued = true;
-            let lane = stream.priority.index();
             self.ready[lane].push_back(id);
             self.backlog[lane].get_or_insert(now);
         }
     }
 
-    /// Whether a repair waits: since when.
-    pub(crate) fn repair_since(&self) -> Option<Duration> {
-        if self.lost.is_empty() { None } else { self.lost_since }
+    /// Nothing of a stream is to be repaired any more.
+    fn forget_lost(&mut self, id: u64) {
+        if let Some(stream) = self.streams.get(&id) {
+            let lane = stream.priority.index();
+            self.lost[lane].remove(&id);
+            if self.lost[lane].is_empty() {
+                self.lost_since[lane] = None;
+            }
+        }
     }
 
-    /// A piece that was lost, of at most `room` bytes.
-    pub(crate) fn repair(&mut self, room: usize) -> Option<Piece> {
+    /// Which of these priorities has had a repair waiting for longest: since when.
+    pub(crate) fn repair_since(&self, of: Carries) -> Option<(Duration, Priority)> {
+        let lanes = Priority::ALL.into_iter().filter(|priority| of.has(*priority));
+        let waiting = lanes.filter(|priority| !self.lost[priority.index()].is_empty());
+        waiting
+            .filter_map(|priority| Some((self.lost_since[priority.index()]?, priority)))
+            .min()
+    }
+
+    /// A piece of this priority that was lost, of at most `room` bytes.
+    pub(crate) fn repair(&mut self, priority: Priority, room: usize) -> Option<Piece> {
+        let lane = priority.index();
         loop {
-            let id = *self.lost.first()?;
+            let id = *self.lost[lane].first()?;
             let piece = self.streams.get_mut(&id).and_then(|stream| {
                 let (range, fin, payload) = stream.sending.take_lost(room)?;
-                Some((stream.priority, range, fin, payload, stream.sending.has_lost()))
+                Some((range, fin, payload, stream.sending.has_lost()))
             });
-            let Some((priority, range, fin, payload, more)) = piece else {
-                self.lost.remove(&id);
+            if !piece.as_ref().is_some_and(|(.., more)| *more) {
+                self.lost[lane].remove(&id);
+                if self.lost[lane].is_empty() {
+                    self.lost_since[lane] = None;
+                }
+            }
+            let Some((range, fin, payload, _)) = piece else {
                 continue;
             };
-            if !more {
-                self.lost.remove(&id);
-            }
-            if self.lost.is_empty() {
-                self.lost_since = None;
-            }
-            let id = StreamId(id);
             return Some(Piece {
-                id,
+                id: StreamId(id),
                 priority,
                 range,
                 fin,
@@ -304,9 +320,10 @@ impl Streams {
         Some(piece)
     }
 
-    /// The next control frame: the stream, what, and its number (credit or code).
-    pub(crate) fn take_control(&mut self) -> Option<(StreamId, Control, u64)> {
-        while let Some((id, control)) = self.controls.pop_first() {
+    /// The next control frame of a stream of these priorities: the stream, what, and its number (credit or code).
+    pub(crate) fn take_control(&mut self, of: Carries) -> Option<(StreamId, Control, u64)> {
+        while let Some((id, control)) = self.next_control(of) {
+            self.controls.remove(&(id, control));
             let Some(stream) = self.streams.get(&id) else { continue };
             let value = match control {
                 Control::Credit => Some(stream.receiving.credit()),
@@ -320,9 +337,14 @@ impl Streams {
         None
     }
 
-    /// Whether a control frame waits.
-    pub(crate) fn has_control(&self) -> bool {
-        !self.controls.is_empty()
+    fn next_control(&self, of: Carries) -> Option<(u64, Control)> {
+        let may = |id: &u64| self.streams.get(id).is_none_or(|stream| of.has(stream.priority));
+        self.controls.iter().find(|(id, _)| may(id)).copied()
+    }
+
+    /// Whether a control frame of these priorities waits.
+    pub(crate) fn has_control(&self, of: Carries) -> bool {
+        self.next_control(of).is_some()
     }
 
     /// The peer has a piece.
@@ -332,7 +354,7 @@ impl Streams {
                 self.events.push_back(Event::Writable(id));
             }
             if !stream.sending.has_lost() {
-                self.lost.remove(&id.0);
+                self.forget_lost(id.0);
             }
             self.close_if_over(id.0);
         }
@@ -446,7 +468,7 @@ impl Streams {
         if let Some(stream) = self.known(id, None)?
             && stream.sending.reset(code)
         {
-            self.lost.remove(&id);
+            self.forget_lost(id);
             self.controls.insert((id, Control::Reset));
             self.events.push_back(Event::Stopped(StreamId(id), code));
         }

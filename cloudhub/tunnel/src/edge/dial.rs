@@ -9,7 +9,7 @@ use quinn::{Connection, ConnectionError, Endpoint, RecvStream, SendStream};
 use tokio::time::timeout;
 
 use super::{ConnectError, EdgeConfig, Uplink};
-use crate::bond::PathId;
+use crate::bond::{PathId, Policy};
 use crate::congestion::controller::Told;
 use crate::driver::PathInfo;
 use crate::frame::{self, Attach, Control, RefusedFrame, WelcomeFrame};
@@ -148,6 +148,7 @@ impl Dialler {
             path: ticket.path.0.into(),
             joins: ticket.joins,
             ping_seconds: u32::try_from(uplink.ping_interval().as_secs()).unwrap_or(0),
+            policy: (uplink.policy != Policy::default()).then(|| uplink.policy.into()),
         };
         let (welcome, control) = timeout(WELCOME_WITHIN, exchange(connection, attach))
             .await
@@ -167,7 +168,8 @@ impl Dialler {
             id: ticket.path,
             uplink: uplink.name.clone(),
             ping_interval: uplink.ping_interval(),
-            carries: uplink.carries,
+            policy: uplink.policy,
+            traffic: config.meter.of(&uplink.name),
         };
         Ok(Welcomed {
             path: QuicPath::new(dialled.connection, dialled.told, control),

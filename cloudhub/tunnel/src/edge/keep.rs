@@ -45,27 +45,33 @@ pub(super) async fn keep(
     });
     let mut first = Some(first);
     let mut tasks = JoinSet::new();
-    let mut kept: HashMap<String, (Uplink, CancellationToken)> = HashMap::new();
+    let mut kept: HashMap<String, (watch::Sender<Uplink>, CancellationToken)> = HashMap::new();
     loop {
         let now = now_or_default(&uplinks.borrow_and_update());
-        kept.retain(|_, (uplink, gone)| {
-            let stays = now.contains(uplink);
-            if !stays {
-                gone.cancel();
+        kept.retain(|_, (kept, gone)| {
+            let same = now.iter().find(|uplink| uplink.is_same_link(&kept.borrow()));
+            match same {
+                // Its paths learn what they may carry from now on.
+                Some(uplink) => {
+                    kept.send_replace(uplink.clone());
+                }
+                None => gone.cancel(),
             }
-            stays
+            same.is_some()
         });
         for uplink in now {
             if !kept.contains_key(&uplink.name) {
                 let gone = CancellationToken::new();
                 let own = first.take_if(|first| first.info.uplink == uplink.name);
-                tasks.spawn(keeper.clone().keep_one(uplink.clone(), own, gone.clone()));
-                kept.insert(uplink.name.clone(), (uplink, gone));
+                let name = uplink.name.clone();
+                let uplink = watch::Sender::new(uplink);
+                tasks.spawn(keeper.clone().keep_one(uplink.subscribe(), own, gone.clone()));
+                kept.insert(name, (uplink, gone));
             }
         }
         // The uplink that the session began over is gone already.
         if let Some(first) = first.take() {
-            tasks.spawn(keeper.clone().run(first, CancellationToken::new()));
+            tasks.spawn(keeper.clone().run(first, None, CancellationToken::new()));
         }
         keeper.changed.notify_waiters();
         tokio::select! {
@@ -83,9 +89,15 @@ pub(super) async fn keep(
 
 impl Keeper {
     /// One uplink, from one path to the next.
-    async fn keep_one(self: Arc<Self>, uplink: Uplink, mut first: Option<Welcomed>, gone: CancellationToken) {
+    async fn keep_one(
+        self: Arc<Self>,
+        kept: watch::Receiver<Uplink>,
+        mut first: Option<Welcomed>,
+        gone: CancellationToken,
+    ) {
         let (mut backoff, mut turn) = (Backoff::default(), 0);
         loop {
+            let uplink = kept.borrow().clone();
             let joined = match first.take() {
                 Some(first) => Ok(first),
                 None => tokio::select! {
@@ -98,7 +110,7 @@ impl Keeper {
             match joined {
                 Ok(welcomed) => {
                     let since = Instant::now();
-                    self.clone().run(welcomed, gone.clone()).await;
+                    self.clone().run(welcomed, Some(kept.clone()), gone.clone()).await;
                     if since.elapsed() >= WORKED {
                         backoff.reset();
                     }
@@ -145,7 +157,7 @@ impl Keeper {
     }
 
     /// Runs a path of the session until it ends or its uplink goes away.
-    async fn run(self: Arc<Self>, welcomed: Welcomed, gone: CancellationToken) {
+    async fn run(self: Arc<Self>, welcomed: Welcomed, kept: Option<watch::Receiver<Uplink>>, gone: CancellationToken) {
         let Welcomed {
             endpoint, path, info, ..
         } = welcomed;
@@ -155,8 +167,20 @@ impl Keeper {
             path.close(&CloseReason::LinkLost);
             std::future::pending::<()>().await;
         };
+        let follow = async {
+            if let Some(mut kept) = kept {
+                loop {
+                    self.session.set_policy(id, kept.borrow_and_update().policy);
+                    if kept.changed().await.is_err() {
+                        break;
+                    }
+                }
+            }
+            std::future::pending::<()>().await;
+        };
         tokio::select! {
             _ = self.session.run_path(id, path.as_ref()) => {}
+            () = follow => {}
             () = away => {}
         }
         if self.session.is_closed() {

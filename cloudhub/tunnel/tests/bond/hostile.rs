@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use tunnel::Priority;
-use tunnel::bond::{Bond, Carries, Config, Event, Faults, PathConfig, PathId, Read, Violation};
+use tunnel::bond::{Bond, Config, Event, Faults, PathConfig, PathId, Policy, Read, Violation};
 
 use crate::inner::packet;
 use crate::ms;
@@ -16,7 +16,7 @@ fn bond(config: Config) -> Bond {
     let path = PathConfig {
         max_datagram: 1400,
         rtt: ms(20),
-        carries: Carries::ALL,
+        policy: Policy::default(),
     };
     assert!(bond.add_path(Duration::ZERO, PATH, path));
     bond

@@ -6,6 +6,7 @@
 //! - `congestion`: the controller alone and with neighbours on one link
 //! - `scenarios`: bonding.md §8's S1, S2, S4, S5, S7; `outages`: what happens to machines and links in the long run
 //! - `properties`: thousands of seeded runs against the checker, which named faults prove
+//! - `policy`: what a path may carry and costs
 //! - `hostile`: an authenticated peer that breaks the rules
 
 mod congestion;
@@ -14,6 +15,7 @@ mod echo;
 mod hostile;
 mod inner;
 mod outages;
+mod policy;
 mod properties;
 mod scenarios;
 mod transport;

@@ -157,7 +157,7 @@ fn time_that_jumps_is_survived() {
     let path = tunnel::bond::PathConfig {
         max_datagram: 1400,
         rtt: ms(20),
-        carries: tunnel::bond::Carries::ALL,
+        policy: tunnel::bond::Policy::default(),
     };
     let mut bond = Bond::new(Duration::from_secs(1000), tunnel::bond::Config::edge());
     let id = tunnel::bond::PathId(1);

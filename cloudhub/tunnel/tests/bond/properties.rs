@@ -9,7 +9,7 @@ use linkem::{DirectionSpec, Jitter, Loss, Queue, Rate};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use tunnel::Priority;
-use tunnel::bond::{Bond, Config, Event, Faults, Read, StreamId};
+use tunnel::bond::{Bond, Config, Event, Faults, Policy, Read, StreamId};
 
 use crate::inner::{packet, parse};
 use crate::ms;
@@ -376,9 +376,20 @@ fn disturb(world: &mut World, rng: &mut StdRng) {
 }
 
 fn run(seed: u64, faults: Faults) -> Vec<String> {
+    run_under(seed, faults, &[])
+}
+
+/// The same with what each link may carry and costs; at the end one that carries everything lives.
+pub(crate) fn run_under(seed: u64, faults: Faults, policies: &[Policy]) -> Vec<String> {
     let mut rng = StdRng::seed_from_u64(seed);
-    let count = rng.random_range(1..4);
-    let links = (0..count).map(|path| some_link(&mut rng, seed * 8 + path)).collect();
+    let count = match policies.len() {
+        0 => rng.random_range(1..4),
+        count => count as u64,
+    };
+    let mut links: Vec<Link> = (0..count).map(|path| some_link(&mut rng, seed * 8 + path)).collect();
+    for (link, policy) in links.iter_mut().zip(policies) {
+        link.policy = *policy;
+    }
     let roomy = !seed.is_multiple_of(4);
     let configs = configs(faults).map(|config| match roomy {
         true => config,
@@ -388,6 +399,7 @@ fn run(seed: u64, faults: Faults) -> Vec<String> {
         },
     });
     let mut world = World::new(links, configs);
+    world.watched = (!policies.is_empty()).then(BTreeMap::new);
     let calm = seed.is_multiple_of(5) && roomy;
     let mut shop = Shop::new(seed, world.now, roomy);
     let chaos = shop.until;
@@ -400,6 +412,8 @@ fn run(seed: u64, faults: Faults) -> Vec<String> {
     }
     // One link of several may stay dead.
     let dead = (count > 1 && !calm && rng.random_bool(0.4)).then(|| rng.random_range(0..count as usize));
+    let free = |path: usize| policies.get(path).is_none_or(|policy| !policy.metered);
+    let dead = dead.filter(|dead| (0..count as usize).any(|path| path != *dead && free(path)));
     for path in 0..world.links.len() {
         let silent = dead == Some(path);
         world.silence(path, silent, silent);
@@ -427,7 +441,8 @@ fn run(seed: u64, faults: Faults) -> Vec<String> {
             shop.violations.push(format!("{most} bytes are held"));
         }
     }
-    if shop.violations.is_empty() && seed % 16 == 1 {
+    shop.violations.extend(crate::policy::broken(&world));
+    if shop.violations.is_empty() && seed % 16 == 1 && policies.is_empty() {
         check_starvation(&mut world, &mut shop, dead);
     }
     shop.violations

@@ -2,12 +2,12 @@
 //! controller, over two directions of linkem's model. Probes of a suspect path leave even when its window is full.
 
 use std::cmp::Reverse;
-use std::collections::{BinaryHeap, HashMap};
+use std::collections::{BTreeMap, BinaryHeap, HashMap};
 use std::time::Duration;
 
 use bytes::Bytes;
 use linkem::{Direction, DirectionSpec, Fate};
-use tunnel::bond::{Bond, Carries, Config, Event, PathConfig, PathId, PathState, Violation};
+use tunnel::bond::{Bond, Config, Event, PathConfig, PathId, PathState, Policy, Violation};
 use tunnel::congestion::Congestion;
 
 use crate::ms;
@@ -45,6 +45,8 @@ pub(crate) struct Link {
     /// From the edge, and to it.
     pub(crate) ways: [Direction; 2],
     pub(crate) datagram: usize,
+    /// What both ends know of it.
+    pub(crate) policy: Policy,
     rtt: Duration,
 }
 
@@ -53,6 +55,7 @@ impl Link {
         Self {
             ways: [Direction::new(up, seed), Direction::new(down, seed ^ 0xdead_beef)],
             datagram: DATAGRAM,
+            policy: Policy::default(),
             rtt: Duration::from_nanos(up.delay + down.delay),
         }
     }
@@ -82,7 +85,12 @@ pub(crate) struct World {
     pub(crate) violations: Vec<Violation>,
     /// The most bytes that either end ever held for what comes before.
     pub(crate) most_held: usize,
+    /// What left: by end, link and whether no unmetered path lived there then.
+    pub(crate) watched: Option<Watched>,
 }
+
+/// Bytes of each priority, and packets that carried nothing of any.
+pub(crate) type Watched = BTreeMap<(usize, usize, bool), ([u64; 4], u64)>;
 
 impl World {
     pub(crate) fn new(links: Vec<Link>, configs: [Config; 2]) -> Self {
@@ -102,6 +110,7 @@ impl World {
             connections: 0,
             violations: Vec::new(),
             most_held: 0,
+            watched: None,
         };
         for path in 0..world.links.len() {
             world.connect(path);
@@ -119,7 +128,7 @@ impl World {
             let config = PathConfig {
                 max_datagram: datagram,
                 rtt,
-                carries: Carries::ALL,
+                policy: self.links[path].policy,
             };
             assert!(end.bond.add_path(self.now, id, config));
             end.paths[path] = Some(PathEnd {
@@ -259,9 +268,39 @@ impl World {
             return Ok(false);
         };
         assert!(length <= budget && length == packet.len(), "{length} of {budget}");
+        self.watch(end, path, &packet);
+        let Some(connection) = &mut self.ends[end].paths[path] else {
+            return Ok(false);
+        };
         let number = connection.sender.on_sent(now, (length + AROUND) as u64);
         self.offer(end, path, Thing::Packet(number, Bytes::from(packet)), length + AROUND);
         Ok(true)
+    }
+
+    fn watch(&mut self, end: usize, path: usize, packet: &[u8]) {
+        let Some(watched) = &mut self.watched else { return };
+        let (links, bond) = (&self.links, &self.ends[end].bond);
+        let mut others = self.ends[end].paths.iter().zip(links);
+        let alone = !others.any(|(state, link)| {
+            let live = state.as_ref().map(|state| bond.path_state(state.id));
+            !link.policy.metered && live == Some(Some(PathState::Live))
+        });
+        let (bytes, bare) = watched.entry((end, path, alone)).or_default();
+        let carried = crate::policy::carried(packet);
+        *bare += u64::from(carried.is_empty());
+        for (priority, size) in carried {
+            bytes[priority] += size as u64;
+        }
+    }
+
+    /// Both ends learn what a link may carry.
+    pub(crate) fn set_policy(&mut self, path: usize, policy: Policy) {
+        self.links[path].policy = policy;
+        for end in &mut self.ends {
+            if let Some(state) = &end.paths[path] {
+                end.bond.set_policy(state.id, policy);
+            }
+        }
     }
 
     fn arrive(&mut self, parcel: Parcel) {

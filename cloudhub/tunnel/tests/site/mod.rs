@@ -16,7 +16,7 @@ use rcgen::{
     SerialNumber,
 };
 use tunnel::{
-    Admission, ClockFloor, Edge, EdgeConfig, EpochSource, Hub, HubConfig, Limits, PeerCertificate, QuicKeys,
+    Admission, ClockFloor, Edge, EdgeConfig, EpochSource, Hub, HubConfig, Limits, Meter, PeerCertificate, QuicKeys,
     SERVER_NAME, tls,
 };
 
@@ -164,6 +164,7 @@ impl Site {
             agent: "agent-1".to_owned(),
             uplinks: tokio::sync::watch::channel(Vec::new()).1,
             clock_floor: ClockFloor::default(),
+            meter: Meter::default(),
         }
     }
 

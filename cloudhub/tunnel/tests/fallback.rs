@@ -9,7 +9,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use site::namespace::{Squid, block_udp, isolated, unblock_udp};
+use site::namespace::{Squid, block_udp, isolated, slow_down, unblock_udp};
 use site::{Site, soon};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
@@ -217,6 +217,49 @@ fn while_udp_passes_nobody_dials_over_tcp() {
             .send(Priority::Urgent, Bytes::from_static(b"idle, not gone"))
             .unwrap();
         assert_eq!(soon("a message", at_hub.recv()).await.unwrap(), "idle, not gone");
+    });
+}
+
+#[test]
+fn urgent_messages_do_not_wait_behind_bulk_on_a_slow_link() {
+    isolated(async || {
+        block_udp();
+        slow_down();
+        let robot = Robot::new(None);
+        let (at_edge, at_hub) = robot.meet().await;
+        let bulk = async {
+            let mut stream = at_hub.open_stream().await.unwrap();
+            while stream.write_all(&[7; 65_536]).await.is_ok() {}
+        };
+        let sink = async {
+            let mut stream = at_edge.accept_stream().await.unwrap();
+            tokio::io::copy(&mut stream, &mut tokio::io::sink()).await
+        };
+        let urgent = async {
+            let mut took = Vec::new();
+            for number in 0..40_u32 {
+                tokio::time::sleep(Duration::from_millis(50)).await;
+                let since = Instant::now();
+                let message = Bytes::copy_from_slice(&number.to_be_bytes());
+                at_hub.send(Priority::Urgent, message.clone()).unwrap();
+                assert_eq!(soon("an urgent message", at_edge.recv()).await.unwrap(), message);
+                took.push(since.elapsed());
+            }
+            took.sort();
+            // The kernel alone would have taken seconds of bulk before it.
+            assert!(took[took.len() / 2] < Duration::from_millis(250), "{took:?}");
+            println!(
+                "urgent beside bulk at 10 Mbit/s: median {:?}, worst {:?}",
+                took[20], took[39]
+            );
+        };
+        tokio::select! {
+            () = urgent => {}
+            () = bulk => panic!("the stream ended"),
+            sunk = sink => panic!("{sunk:?}"),
+        }
+        let carried = at_edge.stats();
+        assert!(at_edge.paths()[0].stats.received_bytes > 1_000_000, "{carried:?}");
     });
 }
 

@@ -21,8 +21,11 @@ use crate::types::CloseReason;
 
 /// A path that lived so long starts the back-off over.
 pub(super) const WORKED: Duration = Duration::from_secs(10);
-/// While TCP carries an uplink, QUIC is tried again after so many times the back-off, up to 30 s: a try is three packets of 1200 B.
+/// While TCP carries an uplink, QUIC is tried again after so many times the back-off, up to 30 s: a try is three packets of 1200 B, 17 MB
+/// a day.
 const BESIDE_TCP: u32 = 6;
+/// The same where each byte costs: up to 5 min, 2 MB a day.
+const BESIDE_TCP_METERED: u32 = 60;
 
 pub(super) struct Keeper {
     pub(super) session: Arc<Inner>,
@@ -117,6 +120,7 @@ impl Keeper {
                 Err(error) => tracing::info!(uplink = uplink.name, %error, "no path"),
             }
             let times = match self.session.is_carried(&uplink.name, |by| *by != Transport::Quic) {
+                true if uplink.metered => BESIDE_TCP_METERED,
                 true => BESIDE_TCP,
                 false => 1,
             };

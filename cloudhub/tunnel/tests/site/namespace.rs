@@ -34,6 +34,13 @@ pub(crate) fn unblock_udp() {
     command(Command::new("nft").args(["delete", "table", "inet", "site"]), "");
 }
 
+/// From now on loopback is a link of 10 Mbit/s with a queue of 50 ms.
+pub(crate) fn slow_down() {
+    command(Command::new("ip").args(["link", "set", "lo", "mtu", "1500"]), "");
+    let rate = "qdisc add dev lo root tbf rate 10mbit burst 10kb latency 50ms";
+    command(Command::new("tc").args(rate.split(' ')), "");
+}
+
 /// In this thread's namespace.
 fn command(command: &mut Command, input: &str) {
     command

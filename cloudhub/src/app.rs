@@ -95,7 +95,9 @@ pub async fn build(config: Config) -> Result<App> {
     let tunnel = Arc::new(bind_tunnel(&config, &identity)?);
     let tunnel_address = format!("{}:{}", config.advertise, tunnel.local_addr().port());
     let certificate = identity.serving(std::slice::from_ref(&config.advertise))?;
-    let join = JoinListener::bind(config.join_listen, identity.clone(), certificate, vec![tunnel_address]).await?;
+    let join = JoinListener::bind(config.join_listen, identity.clone(), certificate, vec![tunnel_address])
+        .await?
+        .shared_with(tunnel.tcp_door());
     let proxy = Arc::new(KubeletProxy::new(kubelet_proxy::Config {
         advertise: config.advertise.clone(),
         ports: config.ports()?,
@@ -161,6 +163,7 @@ async fn load_identity(client: kube::Client) -> Result<Arc<Identity>> {
 fn bind_tunnel(config: &Config, identity: &Arc<Identity>) -> Result<tunnel::Hub> {
     let hub = tunnel::HubConfig {
         listen: config.tunnel_listen,
+        listen_tcp: config.tunnel_tcp_listen.clone(),
         certificate: identity.serving(std::slice::from_ref(&config.advertise))?,
         client_roots: Arc::new(identity.tunnel_ca().roots()?),
         hub_instance: rand::random(),

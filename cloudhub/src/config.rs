@@ -41,6 +41,10 @@ pub struct Flags {
     /// Address of the tunnel (UDP).
     #[arg(long)]
     tunnel_listen: Option<SocketAddr>,
+    /// A TCP address more for edges whose sites block UDP, such as 0.0.0.0:443; may be given several times. The join listener's
+    /// takes them in any case.
+    #[arg(long)]
+    tunnel_tcp_listen: Vec<SocketAddr>,
     /// DNS name or IP address by which edges and the API server reach this hub.
     #[arg(long)]
     advertise: Option<String>,
@@ -82,6 +86,8 @@ pub struct Config {
     pub join_listen: SocketAddr,
     /// Address of the tunnel (UDP).
     pub tunnel_listen: SocketAddr,
+    /// TCP addresses for edges whose sites block UDP, such as `0.0.0.0:443`, beside `joinListen`, which takes them in any case.
+    pub tunnel_tcp_listen: Vec<SocketAddr>,
     /// DNS name or IP address by which edges and the API server reach this hub.
     pub advertise: String,
     /// Ports for the nodes' kubelet APIs, `FIRST-LAST`.
@@ -106,6 +112,7 @@ impl Default for Config {
             node_monitor_grace_period: 50,
             join_listen: SocketAddr::from(([0, 0, 0, 0], 6444)),
             tunnel_listen: SocketAddr::from(([0, 0, 0, 0], 6444)),
+            tunnel_tcp_listen: Vec::new(),
             advertise: String::new(),
             kubelet_ports: "10300-20299".into(),
             admin_socket: "/run/kedge/cloudhub.sock".into(),
@@ -131,6 +138,9 @@ impl Config {
         flags.listen.clone_into_some(&mut config.listen);
         flags.join_listen.clone_into_some(&mut config.join_listen);
         flags.tunnel_listen.clone_into_some(&mut config.tunnel_listen);
+        if !flags.tunnel_tcp_listen.is_empty() {
+            config.tunnel_tcp_listen.clone_from(&flags.tunnel_tcp_listen);
+        }
         flags.advertise.clone_into_some(&mut config.advertise);
         flags.kubelet_ports.clone_into_some(&mut config.kubelet_ports);
         config.check()?;
@@ -157,6 +167,13 @@ impl Config {
             bail!("advertise is empty: want the DNS name or IP address by which edges reach this hub");
         }
         self.ports()?;
+        if let Some(taken) = self
+            .tunnel_tcp_listen
+            .iter()
+            .find(|address| **address == self.join_listen)
+        {
+            bail!("tunnelTcpListen {taken}: joinListen is there, and takes edges over TCP by itself");
+        }
         if self.embedded {
             self.check_embedded()?;
         }
@@ -350,6 +367,17 @@ mod tests {
         );
         assert!(error.contains("advertize"), "{error}");
         assert!(load(&[]).unwrap_err().to_string().contains("advertise"));
+        let tcp = load(&["--advertise", "h", "--tunnel-tcp-listen", "0.0.0.0:6444"]).unwrap_err();
+        assert!(tcp.to_string().contains("tunnelTcpListen 0.0.0.0:6444"), "{tcp}");
+        let two = [
+            "--advertise",
+            "h",
+            "--tunnel-tcp-listen",
+            "0.0.0.0:443",
+            "--tunnel-tcp-listen",
+            "[::1]:8443",
+        ];
+        assert_eq!(load(&two).unwrap().tunnel_tcp_listen.len(), 2);
         let ports = load(&["--advertise", "h", "--kubelet-ports", "9-5"])
             .unwrap_err()
             .to_string();

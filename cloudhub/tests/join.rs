@@ -10,6 +10,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use cloudhub::identity::listener::JoinListener;
 use cloudhub::identity::{Identity, SecretError, SecretStore, secrets, tokens};
+use futures::future::BoxFuture;
 use k8s_openapi::api::core::v1::Secret;
 use rcgen::{CertificateParams, DistinguishedName, DnType, KeyPair};
 use rustls_pki_types::ServerName;
@@ -18,6 +19,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 use tokio_rustls::TlsConnector;
+use tunnel::{ClockFloor, Edge, EdgeConfig, EpochSource, Fallback, Hub, HubConfig, Limits, Priority, Transport};
 
 const TOKEN: &str = "abc123.0123456789abcdef";
 
@@ -52,6 +54,11 @@ struct Site {
 
 impl Site {
     async fn start() -> Self {
+        Self::start_with(|_| None).await
+    }
+
+    /// `tunnel` makes the one that shares the listener's port.
+    async fn start_with(tunnel: impl FnOnce(&Identity) -> Option<tunnel::TcpDoor>) -> Self {
         let store = Arc::new(Secrets::default());
         let identity = Identity::load_from(store.clone()).await.unwrap();
         let values = [
@@ -61,10 +68,12 @@ impl Site {
         store.create(secrets::secret("join-a", values)).await.unwrap();
         let certificate = identity.serving(&[]).unwrap();
         let any = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
-        let tunnel = vec!["hub:6444".to_owned()];
-        let listener = JoinListener::bind(any, identity.clone(), certificate, tunnel)
-            .await
-            .unwrap();
+        let addresses = vec!["hub:6444".to_owned()];
+        let listener = JoinListener::bind(any, identity.clone(), certificate, addresses).await;
+        let listener = match tunnel(&identity) {
+            Some(tunnel) => listener.unwrap().shared_with(tunnel),
+            None => listener.unwrap(),
+        };
         let address = listener.local_addr();
         let (stop, stopped) = tokio::sync::watch::channel(false);
         let mut tasks = JoinSet::new();
@@ -111,14 +120,17 @@ impl Site {
 }
 
 fn csr(node: &str) -> String {
+    csr_with(node, &KeyPair::generate().unwrap())
+}
+
+fn csr_with(node: &str, key: &KeyPair) -> String {
     let mut params = CertificateParams::default();
     params.distinguished_name = DistinguishedName::new();
     params.distinguished_name.push(DnType::OrganizationName, "system:nodes");
     params
         .distinguished_name
         .push(DnType::CommonName, format!("system:node:{node}"));
-    let key = KeyPair::generate().unwrap();
-    params.serialize_request(&key).unwrap().pem().unwrap()
+    params.serialize_request(key).unwrap().pem().unwrap()
 }
 
 fn request(node: &str) -> Vec<u8> {
@@ -174,4 +186,69 @@ async fn bad_requests_get_their_reason_and_the_listener_lives() {
     }
     let (status, answer) = site.post(&request("a")).await;
     assert_eq!(status, 200, "{answer}");
+}
+
+fn tunnel_of(identity: &Identity) -> Hub {
+    Hub::bind(HubConfig {
+        listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 0)),
+        listen_tcp: Vec::new(),
+        certificate: identity.serving(&[]).unwrap(),
+        client_roots: Arc::new(identity.tunnel_ca().roots().unwrap()),
+        hub_instance: [7; 16],
+        addresses: Vec::new(),
+        limits: Limits::default(),
+        keys: identity.quic_keys().clone(),
+        admission: identity.nodes().clone(),
+    })
+    .unwrap()
+}
+
+struct FirstEpoch;
+
+impl EpochSource for FirstEpoch {
+    fn next(&self, _: u64) -> BoxFuture<'_, Result<u64, String>> {
+        Box::pin(async { Ok(1) })
+    }
+}
+
+/// An edge that finds nothing at the tunnel's UDP address, and the hub's TCP port.
+fn edge(site: &Site, certificate: &[u8], key: &KeyPair) -> Edge {
+    let ports = vec![site.address.port()];
+    Edge::new(EdgeConfig {
+        node: "a".to_owned(),
+        // Nobody listens on UDP there.
+        hubs: vec![site.address.to_string()],
+        server_name: tunnel::SERVER_NAME.to_owned(),
+        roots: Arc::new(site.identity.serving_ca().roots().unwrap()),
+        certificate: tunnel::tls::identity_from_pem(certificate, key.serialize_pem().as_bytes()).unwrap(),
+        incarnation: [1; 16],
+        epochs: Arc::new(FirstEpoch),
+        boot_id: "b".to_owned(),
+        agent: "a".to_owned(),
+        uplinks: tokio::sync::watch::channel(Vec::new()).1,
+        fallback: Fallback { ports, proxy: None },
+        clock_floor: ClockFloor::default(),
+    })
+    .unwrap()
+}
+
+#[tokio::test]
+async fn the_tunnel_shares_the_port_for_sites_that_block_udp() {
+    let mut hub = None;
+    let site = Site::start_with(|identity| Some(hub.insert(tunnel_of(identity)).tcp_door())).await;
+    let hub = hub.unwrap();
+    let key = KeyPair::generate().unwrap();
+    let request = json!({"token": TOKEN, "node": "a", "csr": csr_with("a", &key), "bootId": "b"}).to_string();
+    let (status, answer) = site.post(request.as_bytes()).await;
+    assert_eq!(status, 200, "{answer}");
+    let edge = edge(&site, answer["certificate"].as_str().unwrap().as_bytes(), &key);
+    let meet = async { tokio::join!(edge.connect(), hub.accept()) };
+    let (at_edge, at_hub) = tokio::time::timeout(Duration::from_secs(10), meet).await.unwrap();
+    let (at_edge, at_hub) = (at_edge.unwrap(), at_hub.unwrap());
+    assert_eq!(at_edge.paths()[0].transport, Transport::Tcp);
+    at_edge.send(Priority::Urgent, "over tcp".into()).unwrap();
+    assert_eq!(at_hub.recv().await.unwrap(), "over tcp");
+    // Joins go on beside it.
+    let (status, answer) = site.post(request.as_bytes()).await;
+    assert_eq!((status, answer["reason"].as_str()), (401, Some("TokenSpent")));
 }

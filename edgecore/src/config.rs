@@ -4,10 +4,14 @@
 //! misspelt field is an error that names it. Order: defaults < file < flags. [`EdgecoreConfig::load`] returns a value in which nothing is left
 //! to be decided: empty paths are filled in, and [`EdgecoreConfig::validate`] has agreed.
 
+mod fallback;
+
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
+
+pub use fallback::FallbackConfig;
 
 /// The only version there is.
 pub const API_VERSION: &str = "kedge.dev/v1alpha1";
@@ -124,6 +128,8 @@ pub struct HubConfig {
     pub server_name: String,
     /// The join listener, `host:port`, for joining again after the certificate ran out.
     pub join_address: String,
+    /// Where it is reached when a site blocks UDP.
+    pub fallback: FallbackConfig,
 }
 
 /// The container runtime.
@@ -392,6 +398,7 @@ impl EdgecoreConfig {
         for address in &self.hub.addresses {
             check(is_host_port(address), "hub.addresses", address, "host:port")?;
         }
+        self.hub.fallback.validate()?;
         let bridge = &self.network.bridge;
         check(
             !bridge.is_empty() && bridge.len() <= 15,

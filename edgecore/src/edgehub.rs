@@ -188,6 +188,7 @@ impl EdgeHub {
             boot_id: crate::node::machine::identity().boot_id,
             agent: self.agent.clone(),
             uplinks: watch::channel(uplinks).1,
+            fallback: self.config.hub.over_tcp(),
             clock_floor: self.floor.clone(),
         };
         Ok(Edge::new(config)?)

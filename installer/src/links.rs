@@ -44,6 +44,9 @@ struct Report {
 struct Link {
     uplink: String,
     state: String,
+    /// quic, or tcp where the site blocks UDP; an older edgecore does not say.
+    #[serde(default)]
+    transport: String,
     #[serde(default)]
     hub: String,
     rtt_millis: Option<f64>,
@@ -120,7 +123,7 @@ fn render(report: &Report) -> String {
         .map(|path| path.sent_bytes + path.received_bytes)
         .sum();
     let header = [
-        "UPLINK", "STATE", "RTT", "LOSS", "RATE", "SHARE", "SENT", "RECEIVED", "HUB",
+        "UPLINK", "STATE", "OVER", "RTT", "LOSS", "RATE", "SHARE", "SENT", "RECEIVED", "HUB",
     ];
     let mut rows = vec![header.map(str::to_owned)];
     rows.extend(report.paths.iter().map(|path| row(path, total)));
@@ -148,7 +151,7 @@ fn render(report: &Report) -> String {
     text
 }
 
-fn row(path: &Link, total: u64) -> [String; 9] {
+fn row(path: &Link, total: u64) -> [String; 10] {
     let or_dash = |value: Option<String>| value.unwrap_or_else(|| "-".to_owned());
     let has_path = path.rtt_millis.is_some();
     let counted = |value: String| if has_path { value } else { "-".to_owned() };
@@ -161,6 +164,7 @@ fn row(path: &Link, total: u64) -> [String; 9] {
     [
         path.uplink.clone(),
         state,
+        counted(path.transport.clone()),
         or_dash(path.rtt_millis.map(|millis| format!("{millis:.0} ms"))),
         or_dash(path.loss_percent.map(|percent| format!("{percent:.1} %"))),
         counted(format!("{:.1} Mbit/s", path.bytes_per_second as f64 * 8.0 / 1e6)),
@@ -189,9 +193,9 @@ mod tests {
     fn a_table_shows_which_link_is_bad() {
         let report = serde_json::json!({
             "paths": [
-                {"uplink": "g5", "state": "up", "hub": "192.0.2.9:6444", "rttMillis": 31.2, "lossPercent": 4.9, "bytesPerSecond": 5_000_000,
+                {"uplink": "g5", "state": "up", "transport": "quic", "hub": "192.0.2.9:6444", "rttMillis": 31.2, "lossPercent": 4.9, "bytesPerSecond": 5_000_000,
                  "sentBytes": 1_500, "receivedBytes": 3_000_000, "silentSeconds": 0, "upSeconds": 9, "lostPackets": 4, "suspicions": 0},
-                {"uplink": "lte", "state": "suspect", "hub": "192.0.2.9:6444", "rttMillis": 61.0, "lossPercent": 0.0, "bytesPerSecond": 0,
+                {"uplink": "lte", "state": "suspect", "transport": "tcp via proxy:3128", "hub": "192.0.2.9:6444", "rttMillis": 61.0, "lossPercent": 0.0, "bytesPerSecond": 0,
                  "sentBytes": 500, "receivedBytes": 0, "silentSeconds": 4},
                 {"uplink": "wifi", "state": "down"},
             ],
@@ -203,10 +207,10 @@ mod tests {
         assert_eq!(
             lines,
             [
-                "UPLINK  STATE       RTT    LOSS   RATE         SHARE  SENT    RECEIVED  HUB",
-                "g5      up          31 ms  4.9 %  40.0 Mbit/s  99 %   1.5 kB  3.0 MB    192.0.2.9:6444",
-                "lte     suspect 4s  61 ms  0.0 %  0.0 Mbit/s   0 %    500 B   0 B       192.0.2.9:6444",
-                "wifi    down        -      -      -            -      -       -         -",
+                "UPLINK  STATE       OVER                RTT    LOSS   RATE         SHARE  SENT    RECEIVED  HUB",
+                "g5      up          quic                31 ms  4.9 %  40.0 Mbit/s  99 %   1.5 kB  3.0 MB    192.0.2.9:6444",
+                "lte     suspect 4s  tcp via proxy:3128  61 ms  0.0 %  0.0 Mbit/s   0 %    500 B   0 B       192.0.2.9:6444",
+                "wifi    down        -                   -      -      -            -      -       -         -",
                 "",
                 "Session 7: 3 repaired, 2 sent again elsewhere, 1 duplicates dropped, 0 skipped.",
             ]

@@ -38,6 +38,7 @@ impl EpochSource for Epochs {
 fn hub(identity: &Arc<Identity>) -> Hub {
     Hub::bind(HubConfig {
         listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 0)),
+        listen_tcp: Vec::new(),
         certificate: identity.serving(&[]).unwrap(),
         client_roots: Arc::new(identity.tunnel_ca().roots().unwrap()),
         hub_instance: [7; 16],
@@ -62,6 +63,7 @@ fn edge(pki: &Pki, hub: &Hub) -> Edge {
         boot_id: "b".to_owned(),
         agent: "a".to_owned(),
         uplinks: tokio::sync::watch::channel(Vec::new()).1,
+        fallback: tunnel::Fallback::default(),
         clock_floor: ClockFloor::default(),
     })
     .unwrap()

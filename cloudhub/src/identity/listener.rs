@@ -1,7 +1,8 @@
 //! The join listener: HTTPS with the serving CA's certificate, no client certificate, one path, small bounds.
 //!
 //! `POST /v1/join` (JSON, [`super::JoinRequest`]) → 200 [`super::JoinAnswer`] or a Status-like `{"reason", "message"}`;
-//! `POST /v1/rejoin` (JSON, [`super::RejoinRequest`]) → 200 PEM chain. Anybody can reach it, so: TLS 1.3 only, [`MAX_CONNECTIONS`] at once (the oldest goes for a newcomer), [`CONNECTION_WITHIN`] each, [`MAX_BODY`] bytes.
+//! `POST /v1/rejoin` (JSON, [`super::RejoinRequest`]) → 200 PEM chain. Who asks for the tunnel instead (ALPN), as an edge whose site blocks UDP, is
+//! handed over to it. Anybody can reach it, so: TLS 1.3 only, [`MAX_CONNECTIONS`] at once (the oldest goes for a newcomer), [`CONNECTION_WITHIN`] each, [`MAX_BODY`] bytes.
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
@@ -15,12 +16,14 @@ use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use places::{Place, Places};
+use rustls::server::Acceptor;
 use serde::de::DeserializeOwned;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
-use tokio_rustls::TlsAcceptor;
+use tokio_rustls::LazyConfigAcceptor;
+use tunnel::TcpDoor;
 
 use super::authority::{AuthorityError, Serving};
 use super::{Identity, JoinError, JoinRequest, stopped};
@@ -56,6 +59,7 @@ pub struct JoinListener {
     listener: TcpListener,
     local_addr: SocketAddr,
     shared: Arc<Shared>,
+    tunnel: Option<TcpDoor>,
 }
 
 impl std::fmt::Debug for JoinListener {
@@ -68,7 +72,7 @@ impl std::fmt::Debug for JoinListener {
 
 struct Shared {
     identity: Arc<Identity>,
-    tls: TlsAcceptor,
+    tls: Arc<rustls::ServerConfig>,
     tunnel_addresses: Vec<String>,
 }
 
@@ -94,12 +98,22 @@ impl JoinListener {
         Ok(Self {
             local_addr: listener.local_addr().map_err(bind)?,
             listener,
+            tunnel: None,
             shared: Arc::new(Shared {
                 identity,
-                tls: TlsAcceptor::from(Arc::new(tls)),
+                tls: Arc::new(tls),
                 tunnel_addresses,
             }),
         })
+    }
+
+    /// Hands over who asks for the tunnel.
+    #[must_use]
+    pub fn shared_with(self, tunnel: TcpDoor) -> Self {
+        Self {
+            tunnel: Some(tunnel),
+            ..self
+        }
     }
 
     /// The bound address.
@@ -119,7 +133,8 @@ impl JoinListener {
                 accepted = self.listener.accept() => match accepted {
                     Ok((stream, remote)) => match places.take() {
                         Some(place) => {
-                            connections.spawn(serve(self.shared.clone(), stream, remote, place));
+                            let ends = (self.shared.clone(), self.tunnel.clone());
+                            connections.spawn(serve(ends, stream, remote, place));
                         }
                         None => tracing::warn!(%remote, "too many joins at once: dropped a connection"),
                     },
@@ -135,9 +150,16 @@ impl JoinListener {
     }
 }
 
-async fn serve(shared: Arc<Shared>, stream: TcpStream, remote: SocketAddr, place: Place) {
+async fn serve((shared, tunnel): (Arc<Shared>, Option<TcpDoor>), stream: TcpStream, remote: SocketAddr, place: Place) {
     let connection = async {
-        let stream = shared.tls.accept(stream).await?;
+        let begun = LazyConfigAcceptor::new(Acceptor::default(), stream).await?;
+        if let Some(tunnel) = tunnel
+            && TcpDoor::is_for(&begun.client_hello())
+        {
+            tunnel.take(begun, remote);
+            return Ok(());
+        }
+        let stream = begun.into_stream(shared.tls.clone()).await?;
         let service = service_fn(|request| answer(&shared, remote, &place, request));
         let mut http = hyper::server::conn::http1::Builder::new();
         http.timer(TokioTimer::new())

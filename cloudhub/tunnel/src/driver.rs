@@ -28,7 +28,7 @@ use crate::bond::{
 use crate::clock::boottime;
 use crate::liveness::{Liveness, TICK, Verdict};
 use crate::meter::{Carried, Traffic};
-use crate::path::{Hint, PathControl, PathTransport};
+use crate::path::{Hint, PathControl, PathTransport, Transport};
 use crate::queue::Queues;
 use crate::types::{CloseReason, Priority};
 
@@ -57,6 +57,8 @@ pub(crate) struct PathInfo {
 pub struct PathReport {
     /// Name of the uplink.
     pub uplink: String,
+    /// What carries it.
+    pub transport: Transport,
     /// Where the peer is, as this end sees it.
     pub remote: SocketAddr,
     /// How long the path has been there.
@@ -426,6 +428,7 @@ impl Driver {
                 let slot = state.slot(stats.id)?;
                 Some(PathReport {
                     uplink: slot.info.uplink.clone(),
+                    transport: slot.control.transport(),
                     remote: slot.control.remote(),
                     age: now.saturating_sub(slot.since),
                     silent_for: now.saturating_sub(slot.heard),
@@ -434,6 +437,13 @@ impl Driver {
                 })
             })
             .collect()
+    }
+
+    /// Whether a live path over this uplink, of what `by` says, carries the session.
+    pub(crate) fn is_carried(&self, uplink: &str, by: impl Fn(&Transport) -> bool) -> bool {
+        let state = self.peek();
+        let mut slots = state.paths.iter().filter(|slot| slot.info.uplink == uplink);
+        slots.any(|slot| state.bond.path_state(slot.info.id) == Some(PathState::Live) && by(&slot.control.transport()))
     }
 
     /// The session over all paths.

@@ -1,6 +1,6 @@
 //! The edge's end: one session at a time, over all uplinks that lead to a hub.
 //!
-//! - [`Edge::connect`]: back-off → all uplinks at once ([`dial`]) → the first that is up: epoch → Attach → Welcome
+//! - [`Edge::connect`]: back-off → all uplinks at once ([`dial`]; over TCP where UDP is blocked, [`fallback`]) → the first that is up: epoch → Attach → Welcome
 //! - [`keep`]: the session's paths: the first one, and one over each other uplink, dialled again when it ends, until the session does; the
 //!   caller comes back with [`Edge::connect`] then
 //!
@@ -9,6 +9,7 @@
 //! has said something in a session, and is cut short when the uplinks change.
 
 mod dial;
+mod fallback;
 mod keep;
 
 use std::sync::{Arc, Mutex, PoisonError};
@@ -22,6 +23,8 @@ use rustls::client::ResolvesClientCert;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
+
+pub use self::fallback::Fallback;
 
 use self::dial::{AttemptError, Dialled, Dialler, Ticket, Welcomed};
 use crate::backoff::Backoff;
@@ -106,6 +109,8 @@ pub struct EdgeConfig {
     pub agent: String,
     /// All used at once; they may come and go. Empty = one that follows the routes.
     pub uplinks: watch::Receiver<Vec<Uplink>>,
+    /// Where the hub is reached over TCP, by uplinks over which UDP is blocked.
+    pub fallback: Fallback,
     /// Time that has passed for sure; raised by each Welcome.
     pub clock_floor: ClockFloor,
     /// Counts what each uplink carries.
@@ -253,7 +258,7 @@ impl Edge {
 
     fn start(&self, dialler: &Dialler, session: &Arc<Inner>, first: Welcomed) {
         // A new session takes it; before anybody has a handle, so that a goodbye finds it.
-        session.add_path(first.info.clone(), first.path.clone());
+        session.add_path(first.info.clone(), first.path.control());
         let mut tasks = self.tasks.lock().unwrap_or_else(PoisonError::into_inner);
         while tasks.try_join_next().is_some() {}
         tasks.spawn(session.clone().run());
@@ -291,7 +296,7 @@ impl State {
         let turn = self.attempts;
         self.attempts = self.attempts.wrapping_add(1);
         let dialler = self.dialler.clone();
-        let mut dials: FuturesUnordered<_> = uplinks.iter().map(|uplink| dialler.dial(uplink, turn)).collect();
+        let mut dials: FuturesUnordered<_> = uplinks.iter().map(|uplink| dialler.dial_any(uplink, turn)).collect();
         let mut failed = AttemptError::Fatal(ConnectError::NoHub);
         while let Some(dialled) = dials.next().await {
             let started = match dialled {

@@ -168,17 +168,27 @@ pub(crate) async fn read(stream: &mut (impl AsyncRead + Unpin)) -> Result<Contro
     }
     let mut bytes = vec![0; length];
     stream.read_exact(&mut bytes).await?;
-    Frame::decode(bytes.as_slice())?.control.ok_or(FrameError::Unknown)
+    decode(&bytes)
+}
+
+/// A frame without the length before it.
+pub(crate) fn decode(bytes: &[u8]) -> Result<Control, FrameError> {
+    Frame::decode(bytes)?.control.ok_or(FrameError::Unknown)
+}
+
+/// The same the other way; at most [`MAX_FRAME`] bytes.
+pub(crate) fn encode(control: Control) -> Result<Vec<u8>, FrameError> {
+    let body = Frame { control: Some(control) }.encode_to_vec();
+    match body.len() {
+        0..=MAX_FRAME => Ok(body),
+        length => Err(FrameError::TooLong(length)),
+    }
 }
 
 /// Writes one frame. Not cancel-safe.
 pub(crate) async fn write(stream: &mut (impl AsyncWrite + Unpin), control: Control) -> Result<(), FrameError> {
-    let frame = Frame { control: Some(control) };
-    let body = frame.encode_to_vec();
-    let length = u16::try_from(body.len())
-        .ok()
-        .filter(|length| usize::from(*length) <= MAX_FRAME)
-        .ok_or(FrameError::TooLong(body.len()))?;
+    let body = encode(control)?;
+    let length = u16::try_from(body.len()).map_err(|_| FrameError::TooLong(body.len()))?;
     let mut bytes = Vec::with_capacity(2 + body.len());
     bytes.extend_from_slice(&length.to_be_bytes());
     bytes.extend_from_slice(&body);

@@ -1,7 +1,11 @@
 //! Doors for `tests/fuzz`: the frames that a peer sends first. Not for anybody else.
 
+use bytes::{Bytes, BytesMut};
+
 use crate::bond::Policy;
 use crate::frame::{self, Attach, Control, RefusedFrame, WelcomeFrame};
+use crate::proxy;
+use crate::records::{Decoder, Record};
 
 /// Reads one control frame and writes it again; None where it is refused.
 pub async fn control(mut bytes: &[u8]) -> Option<Vec<u8>> {
@@ -53,4 +57,47 @@ pub async fn examples() -> Vec<Vec<u8>> {
         all.push(bytes);
     }
     all
+}
+
+/// Takes a stream of records of a path over TCP apart and puts it together again, for as long as it is one.
+pub fn records(bytes: &[u8]) -> Vec<u8> {
+    let (mut decoder, mut again) = (Decoder::default(), BytesMut::new());
+    // As a socket brings them.
+    for piece in bytes.chunks(1000) {
+        decoder.buffer().extend_from_slice(piece);
+        loop {
+            match decoder.next() {
+                // What came in a record fits into one again.
+                Ok(Some(record)) => drop(record.encode(&mut again)),
+                Ok(None) => break,
+                Err(_) => return again.to_vec(),
+            }
+        }
+    }
+    again.to_vec()
+}
+
+/// Streams of records.
+pub fn streams_of_records() -> Vec<Vec<u8>> {
+    let ends = [Record::Ping, Record::Pong, Record::Close(6, Bytes::from_static(b"why"))];
+    let mut all: Vec<Record> = vec![
+        Record::Control(Control::Challenge(vec![7; 8])),
+        Record::Datagram(Bytes::from(vec![1; 1400])),
+    ];
+    all.extend(ends);
+    let stream = |records: &[Record]| {
+        let mut bytes = BytesMut::new();
+        for record in records {
+            record.encode(&mut bytes).expect("an example fits into a record");
+        }
+        bytes.to_vec()
+    };
+    let mut streams: Vec<Vec<u8>> = all.iter().map(|record| stream(std::slice::from_ref(record))).collect();
+    streams.push(stream(&all));
+    streams
+}
+
+/// Whether a proxy's answer to CONNECT is whole and says yes; None where it is an error.
+pub fn proxy_answer(bytes: &[u8]) -> Option<bool> {
+    proxy::answer(bytes).ok()
 }

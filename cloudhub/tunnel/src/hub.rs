@@ -1,10 +1,14 @@
-//! The hub's end: one UDP socket, one task per connection, the table of live sessions.
+//! The hub's end: one UDP socket, TCP listeners, one task per connection, the table of live sessions.
 //!
 //! - socket → handshake (mTLS) → [`Admission`] → Attach → [`crate::attach::decide`] → Welcome → [`Hub::accept`]
+//! - [`tcp`]: the same for connections over TCP, from sites that block UDP
 //! - the connection's task then runs the path until it ends; whoever removes a session from the table names that session
 //!
 //! State: [`Shared`] (sessions and quarantines, one lock, never held over an await). A handshake that stalls is cut by a deadline;
 //! above [`RETRY_ABOVE`] pending ones a newcomer must prove its address first, above [`MAX_PENDING`] it is refused.
+
+mod newcomer;
+mod tcp;
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
@@ -13,19 +17,23 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use quinn::{Connection, Endpoint, Incoming, RecvStream, SendStream};
 use rustls::RootCertStore;
+use rustls::pki_types::CertificateDer;
 use rustls::server::ResolvesServerCert;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout};
+use tokio_util::sync::CancellationToken;
 
+pub use self::tcp::TcpDoor;
+
+use self::newcomer::Attached;
 use crate::attach::{Decision, Newcomer, SessionKey, decide};
-use crate::bond::{Config, PathId, Policy};
+use crate::bond::Config;
 use crate::congestion::controller::Told;
 use crate::driver::PathInfo;
 use crate::frame::{self, Control, RefusedFrame};
 use crate::keys::QuicKeys;
-use crate::liveness::PING_INTERVAL;
-use crate::path::PathControl;
+use crate::path::PathTransport;
 use crate::quic::{self, QuicPath};
 use crate::session::{Inner, Session};
 use crate::socket;
@@ -51,15 +59,13 @@ const RETRY_ABOVE: usize = 256;
 const ACCEPT_BACKLOG: usize = 256;
 /// How long the last packets of a goodbye may take.
 const DRAIN_WITHIN: Duration = Duration::from_secs(1);
-/// The longest silence that an edge may announce: QUIC's own limit is 60 s.
-const MAX_PING_INTERVAL: Duration = Duration::from_secs(50);
-/// Longest boot id or uplink name in bytes.
-const MAX_NAME: usize = 64;
 
 /// What a hub's tunnel needs.
 pub struct HubConfig {
     /// UDP address; port 0 takes a free one.
     pub listen: SocketAddr,
+    /// TCP addresses for edges whose sites block UDP; [`Hub::tcp_door`] takes more of them from a port that others listen on.
+    pub listen_tcp: Vec<SocketAddr>,
     /// The certificate for [`crate::SERVER_NAME`], from the serving CA.
     pub certificate: Arc<dyn ResolvesServerCert>,
     /// The tunnel CA: who may come in.
@@ -80,6 +86,7 @@ impl std::fmt::Debug for HubConfig {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("HubConfig")
             .field("listen", &self.listen)
+            .field("listen_tcp", &self.listen_tcp)
             .field("addresses", &self.addresses)
             .field("limits", &self.limits)
             .finish_non_exhaustive()
@@ -98,6 +105,15 @@ pub enum HubError {
         #[source]
         source: std::io::Error,
     },
+    /// A TCP socket.
+    #[error("listen for the tunnel on TCP address {address}")]
+    BindTcp {
+        /// The address asked for.
+        address: SocketAddr,
+        /// Cause.
+        #[source]
+        source: std::io::Error,
+    },
     /// The TLS material.
     #[error("set up the tunnel's TLS")]
     Tls(#[from] TlsError),
@@ -108,9 +124,13 @@ pub struct Hub {
     shared: Arc<Shared>,
     endpoint: Endpoint,
     local_addr: SocketAddr,
+    tcp_addrs: Vec<SocketAddr>,
+    tcp_door: TcpDoor,
     sessions: tokio::sync::Mutex<mpsc::Receiver<Session>>,
-    /// The task that accepts and owns the connections' tasks.
+    /// The tasks that accept, and the one that owns the QUIC connections' tasks.
     _tasks: JoinSet<()>,
+    /// The one that owns the TCP connections' tasks.
+    tcp: tokio::sync::Mutex<JoinSet<()>>,
 }
 
 impl std::fmt::Debug for Hub {
@@ -132,6 +152,7 @@ impl Hub {
             source,
         };
         let tls = tls::server_config(config.certificate, config.client_roots)?;
+        let over_tcp = Arc::new(tls.clone());
         let server = transport::hub(tls, &config.keys)?;
         let socket = transport::socket(config.listen, None).map_err(bind)?;
         let endpoint = Endpoint::new_with_abstract_socket(
@@ -142,6 +163,8 @@ impl Hub {
         )
         .map_err(bind)?;
         let local_addr = endpoint.local_addr().map_err(bind)?;
+        let listeners = config.listen_tcp.iter().map(|address| tcp::listen(*address));
+        let listeners = listeners.collect::<Result<Vec<_>, _>>()?;
         let (accepted, sessions) = mpsc::channel(ACCEPT_BACKLOG);
         let shared = Arc::new(Shared {
             server,
@@ -152,21 +175,43 @@ impl Hub {
             admission: config.admission,
             accepted,
             table: Mutex::default(),
+            stop: CancellationToken::new(),
         });
-        let mut tasks = JoinSet::new();
+        let (door, mut tasks) = (tcp::Door::new(), JoinSet::new());
         tasks.spawn(accept_connections(endpoint.clone(), shared.clone()));
+        let tcp_door = door.door();
+        let mut tcp_addrs = Vec::new();
+        for (listener, address) in listeners {
+            tcp_addrs.push(address);
+            tasks.spawn(door.listen(listener));
+        }
+        let mut tcp = JoinSet::new();
+        tcp.spawn(door.run(shared.clone(), over_tcp));
         Ok(Self {
             shared,
             endpoint,
             local_addr,
+            tcp_addrs,
+            tcp_door,
             sessions: tokio::sync::Mutex::new(sessions),
             _tasks: tasks,
+            tcp: tokio::sync::Mutex::new(tcp),
         })
     }
 
     /// The bound UDP address.
     pub fn local_addr(&self) -> SocketAddr {
         self.local_addr
+    }
+
+    /// The bound TCP addresses, in the order of [`HubConfig::listen_tcp`].
+    pub fn tcp_addrs(&self) -> &[SocketAddr] {
+        &self.tcp_addrs
+    }
+
+    /// Where connections go that came to somebody else's TCP port and ask for the tunnel.
+    pub fn tcp_door(&self) -> TcpDoor {
+        self.tcp_door.clone()
     }
 
     /// The next session, attached and welcomed; `None` after [`Hub::shutdown`]. Cancel-safe.
@@ -206,7 +251,13 @@ impl Hub {
             session.close(CloseReason::PeerGoodbye { text }, true);
         }
         self.endpoint.close(quinn::VarInt::from_u32(1), text.as_bytes());
-        let _ = timeout(DRAIN_WITHIN, self.endpoint.wait_idle()).await;
+        self.shared.stop.cancel();
+        let mut tcp = self.tcp.lock().await;
+        let tcp_idle = async { while tcp.join_next().await.is_some() {} };
+        let _ = timeout(DRAIN_WITHIN, async {
+            tokio::join!(self.endpoint.wait_idle(), tcp_idle)
+        })
+        .await;
     }
 }
 
@@ -226,6 +277,8 @@ struct Shared {
     admission: Arc<dyn Admission>,
     accepted: mpsc::Sender<Session>,
     table: Mutex<Table>,
+    /// The hub is shut down: no path over TCP is begun any more.
+    stop: CancellationToken,
 }
 
 /// What became of an Attach.
@@ -419,7 +472,8 @@ async fn serve(incoming: Incoming, shared: Arc<Shared>, permit: OwnedSemaphorePe
         }
     };
     let path = QuicPath::new(connection, told, control);
-    run(&shared, &path, newcomer.path, session).await;
+    let welcomed = path.welcome((&shared.welcome()).into()).await;
+    run(&shared, &path, newcomer.path, session, welcomed).await;
 }
 
 /// The handshake, and whether the certificate is let in.
@@ -460,68 +514,14 @@ fn refuse_at_once(connection: &Connection, reason: String) {
 fn peer_certificate(connection: &Connection) -> Result<PeerCertificate, String> {
     let chain = connection
         .peer_identity()
-        .and_then(|identity| {
-            identity
-                .downcast::<Vec<rustls::pki_types::CertificateDer<'static>>>()
-                .ok()
-        })
-        .ok_or_else(|| "no client certificate".to_owned())?;
-    let first = chain.first().ok_or_else(|| "no client certificate".to_owned())?;
-    PeerCertificate::parse(first).map_err(|error| error.to_string())
-}
-
-/// One more path, and the session that it names.
-struct Attached {
-    peer: PeerInfo,
-    joins: bool,
-    path: PathInfo,
+        .and_then(|identity| identity.downcast::<Vec<CertificateDer<'static>>>().ok());
+    newcomer::certificate(chain.as_ref().map(|chain| chain.as_slice()))
 }
 
 async fn read_attach(connection: &Connection, node: &str) -> Result<(Attached, (SendStream, RecvStream)), String> {
     let (writer, mut reader) = connection.accept_bi().await.map_err(|error| error.to_string())?;
-    let Control::Attach(attach) = frame::read(&mut reader).await.map_err(|error| error.to_string())? else {
-        return Err("the first frame is not Attach".to_owned());
-    };
-    let names = [
-        ("boot_id", &attach.boot_id),
-        ("agent", &attach.agent),
-        ("uplink", &attach.uplink),
-    ];
-    for (field, value) in names {
-        if value.len() > MAX_NAME {
-            return Err(format!("{field} has more than {MAX_NAME} bytes"));
-        }
-    }
-    let number = u8::try_from(attach.path).map_err(|_| "path must be below 256".to_owned())?;
-    let path = PathInfo {
-        id: PathId(number),
-        uplink: attach.uplink.clone(),
-        ping_interval: match attach.ping_seconds {
-            0 => PING_INTERVAL,
-            seconds => Duration::from_secs(seconds.into()).min(MAX_PING_INTERVAL),
-        },
-        policy: attach.policy.map(Policy::from).unwrap_or_default(),
-        traffic: Arc::default(),
-    };
-    let peer = PeerInfo {
-        node: node.to_owned(),
-        incarnation: attach
-            .incarnation
-            .as_slice()
-            .try_into()
-            .map_err(|_| "incarnation must have 16 bytes".to_owned())?,
-        epoch: attach.epoch,
-        boot_id: attach.boot_id,
-        agent: attach.agent,
-        uplink: attach.uplink,
-        remote: connection.remote_address(),
-        local_addr_of_peer: attach.local_address.parse().ok(),
-    };
-    let attached = Attached {
-        peer,
-        joins: attach.joins,
-        path,
-    };
+    let first = frame::read(&mut reader).await.map_err(|error| error.to_string())?;
+    let attached = newcomer::read(first, node, connection.remote_address())?;
     Ok((attached, (writer, reader)))
 }
 
@@ -577,9 +577,16 @@ async fn refuse(connection: &Connection, mut control: (SendStream, RecvStream), 
     quic::close(connection, &reason);
 }
 
-async fn run(shared: &Shared, path: &Arc<QuicPath>, info: PathInfo, (session, new): (Arc<Inner>, bool)) {
+/// `welcomed`: the edge was told.
+async fn run<P: PathTransport + 'static>(
+    shared: &Shared,
+    path: &Arc<P>,
+    info: PathInfo,
+    (session, new): (Arc<Inner>, bool),
+    welcomed: bool,
+) {
     let id = info.id;
-    if !path.welcome((&shared.welcome()).into()).await || !session.add_path(info, path.clone()) {
+    if !welcomed || !session.add_path(info, path.clone()) {
         path.close(&CloseReason::LinkLost);
         if new {
             session.close(CloseReason::LinkLost, false);

@@ -1,4 +1,4 @@
-//! The cable between hub and edge: QUIC connections, one per uplink, joined into sessions.
+//! The cable between hub and edge: QUIC connections, one per uplink, joined into sessions; TLS over TCP where UDP is blocked.
 //!
 //! What it offers (design.md, "The tunnel's contract"), with no quinn type in sight:
 //!
@@ -7,13 +7,13 @@
 //!
 //! Who owns what:
 //!
-//! - [`Hub`] owns the UDP socket, one task per connection and the table of live sessions (`hub`)
+//! - [`Hub`] owns the UDP socket, TCP listeners, one task per connection and the table of live sessions (`hub`)
 //!   - [`attach`] decides what a newcomer's Attach does to the node's session (pure)
 //!   - [`Admission`] judges every certificate after every handshake
 //! - [`Edge`] owns the attempts to reach a hub and the paths of its session: sockets bound to uplinks, back-off, epochs (`edge`)
 //! - [`Session`] is a cloneable handle: an outbox and an inbox with bounds, and the bond between them
 //!   - `driver` runs the [`bond`] (pure): several paths as one, what one loses goes over another
-//!   - [`path::PathTransport`] is the seam: QUIC today, TLS over TCP or multipath later (`quic` implements it)
+//!   - [`path::PathTransport`] is the seam: QUIC (`quic`), TLS over TCP where a site blocks UDP (`tcp`)
 //!   - [`Meter`] counts what each uplink of an edge carries; what it may carry is its [`bond::Policy`]
 //!   - [`congestion`] says how much a path takes, [`liveness`] whether anybody is there (both pure)
 //!
@@ -37,19 +37,24 @@ mod lane;
 pub mod liveness;
 mod meter;
 pub mod path;
+mod proxy;
 mod queue;
 mod quic;
+mod records;
 mod session;
 mod socket;
+mod tcp;
 pub mod tls;
 mod transport;
 mod types;
 
 pub use driver::PathReport;
-pub use edge::{ConnectError, Edge, EdgeConfig, EpochSource, Uplink};
-pub use hub::{Hub, HubConfig, HubError};
+pub use edge::{ConnectError, Edge, EdgeConfig, EpochSource, Fallback, Uplink};
+pub use hub::{Hub, HubConfig, HubError, TcpDoor};
 pub use keys::QuicKeys;
 pub use meter::{Carried, Meter};
+pub use path::Transport;
+pub use proxy::{NotAProxy, Proxy};
 pub use session::{ByteStream, Session};
 pub use tls::{ALPN, Admission, ClockFloor, PeerCertificate, SERVER_NAME, TRUST_DOMAIN};
 pub use types::{CloseReason, Closed, Limits, PeerInfo, Priority, SendError, Welcome};

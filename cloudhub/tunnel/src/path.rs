@@ -1,7 +1,7 @@
 //! The seam between a session and a way to its peer.
 //!
 //! A session's bond writes datagrams for its paths and takes what they bring; it knows nothing of QUIC. A path states what it can do
-//! ([`PathFacts`]), so that a TLS-over-TCP path for sites that block UDP, or a multipath connection, can stand beside `quic`.
+//! ([`PathFacts`]), so that a TLS-over-TCP path for sites that block UDP (`tcp`) stands beside `quic`, and a multipath connection can.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -22,6 +22,27 @@ pub struct PathFacts {
     pub reliable: bool,
     /// Datagrams arrive in the order sent.
     pub ordered: bool,
+}
+
+/// What carries a path.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Transport {
+    /// A QUIC connection.
+    Quic,
+    /// TLS over TCP: the site blocks UDP.
+    Tcp,
+    /// The same through an HTTP proxy, `host:port`.
+    TcpVia(String),
+}
+
+impl std::fmt::Display for Transport {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Quic => f.write_str("quic"),
+            Self::Tcp => f.write_str("tcp"),
+            Self::TcpVia(proxy) => write!(f, "tcp via {proxy}"),
+        }
+    }
 }
 
 /// What was seen on a path, for [`crate::liveness`].
@@ -54,8 +75,10 @@ pub trait PathControl: std::fmt::Debug + Send + Sync {
     fn challenge(&self) -> BoxFuture<'_, ()>;
     /// What was seen so far.
     fn counters(&self) -> Counters;
-    /// Where the peer is, as this end sees it.
+    /// Where the peer is, as this end sees it; a proxy between the two is what it sees.
     fn remote(&self) -> SocketAddr;
+    /// What carries it.
+    fn transport(&self) -> Transport;
     /// What the scheduler knows.
     fn hint(&self, hint: Hint);
     /// Tells the hub what the path may carry and costs from now on. Only an edge does.

@@ -15,25 +15,25 @@ use crate::bond::Policy;
 use crate::congestion::controller::Told;
 use crate::frame::{self, Control, FrameError, WelcomeFrame};
 use crate::meter::Carried;
-use crate::path::{Counters, Hint, PathControl, PathFacts, PathTransport};
+use crate::path::{Counters, Hint, PathControl, PathFacts, PathTransport, Transport};
 use crate::transport::SEND_WINDOW;
 use crate::types::CloseReason;
 
 /// Longest text of a goodbye or refusal, in bytes.
 const MAX_TEXT: usize = 256;
 
-/// Application error codes of CONNECTION_CLOSE.
+/// Application error codes of CONNECTION_CLOSE, and of what closes a path over TCP.
 mod code {
-    pub(super) const GOODBYE: u32 = 1;
-    pub(super) const REPLACED: u32 = 2;
-    pub(super) const REFUSED: u32 = 3;
-    pub(super) const REVOKED: u32 = 4;
-    pub(super) const DEAD: u32 = 5;
-    pub(super) const VIOLATION: u32 = 6;
+    pub(super) const GOODBYE: u8 = 1;
+    pub(super) const REPLACED: u8 = 2;
+    pub(super) const REFUSED: u8 = 3;
+    pub(super) const REVOKED: u8 = 4;
+    pub(super) const DEAD: u8 = 5;
+    pub(super) const VIOLATION: u8 = 6;
 }
 
-/// Closes a connection with the code and text of the reason.
-pub(crate) fn close(connection: &Connection, reason: &CloseReason) {
+/// The code and the text that tell a peer the reason.
+pub(crate) fn code_of(reason: &CloseReason) -> (u8, &[u8]) {
     let (code, text) = match reason {
         CloseReason::LinkLost => (code::DEAD, ""),
         CloseReason::PeerGoodbye { text } => (code::GOODBYE, text.as_str()),
@@ -47,26 +47,35 @@ pub(crate) fn close(connection: &Connection, reason: &CloseReason) {
     while !text.is_char_boundary(end) {
         end -= 1;
     }
-    connection.close(VarInt::from_u32(code), &text.as_bytes()[..end]);
+    (code, &text.as_bytes()[..end])
+}
+
+/// What a peer tells by them.
+pub(crate) fn reason(code: u64, text: &[u8]) -> CloseReason {
+    let text = String::from_utf8_lossy(&text[..text.len().min(MAX_TEXT)]).into_owned();
+    match u8::try_from(code) {
+        Ok(code::GOODBYE) => CloseReason::PeerGoodbye { text },
+        Ok(code::REPLACED) => CloseReason::Replaced,
+        Ok(code::REVOKED) => CloseReason::Revoked,
+        Ok(code::VIOLATION) => CloseReason::Violation { text },
+        Ok(code::REFUSED) => CloseReason::Refused {
+            reason: text,
+            current_epoch: None,
+        },
+        _ => CloseReason::LinkLost,
+    }
+}
+
+/// Closes a connection with the code and text of the reason.
+pub(crate) fn close(connection: &Connection, reason: &CloseReason) {
+    let (code, text) = code_of(reason);
+    connection.close(VarInt::from_u32(code.into()), text);
 }
 
 /// What the end of a connection means for the session.
 pub(crate) fn reason_of(error: &ConnectionError) -> CloseReason {
     match error {
-        ConnectionError::ApplicationClosed(close) => {
-            let text = String::from_utf8_lossy(&close.reason[..close.reason.len().min(MAX_TEXT)]).into_owned();
-            match u32::try_from(close.error_code.into_inner()) {
-                Ok(code::GOODBYE) => CloseReason::PeerGoodbye { text },
-                Ok(code::REPLACED) => CloseReason::Replaced,
-                Ok(code::REVOKED) => CloseReason::Revoked,
-                Ok(code::VIOLATION) => CloseReason::Violation { text },
-                Ok(code::REFUSED) => CloseReason::Refused {
-                    reason: text,
-                    current_epoch: None,
-                },
-                _ => CloseReason::LinkLost,
-            }
-        }
+        ConnectionError::ApplicationClosed(close) => reason(close.error_code.into_inner(), &close.reason),
         ConnectionError::LocallyClosed => CloseReason::Local,
         _ => CloseReason::LinkLost,
     }
@@ -181,6 +190,10 @@ impl PathControl for QuicPath {
 
     fn remote(&self) -> SocketAddr {
         self.connection.remote_address()
+    }
+
+    fn transport(&self) -> Transport {
+        Transport::Quic
     }
 
     fn hint(&self, hint: Hint) {

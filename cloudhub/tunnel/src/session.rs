@@ -24,7 +24,7 @@ use crate::driver::stream::{Purpose, Reader, Writer};
 use crate::driver::{Driver, Over, PathInfo, PathReport};
 use crate::lane;
 use crate::meter::Carried;
-use crate::path::{PathControl, PathTransport};
+use crate::path::{PathControl, PathTransport, Transport};
 use crate::queue::{PushError, Queues};
 use crate::types::{CloseReason, Closed, PeerInfo, Priority, SendError, Welcome};
 
@@ -276,6 +276,11 @@ impl Inner {
     /// Whether the session has ended.
     pub(crate) fn is_closed(&self) -> bool {
         self.closed.borrow().is_some()
+    }
+
+    /// Whether a live path over this uplink, of what `by` says, carries it.
+    pub(crate) fn is_carried(&self, uplink: &str, by: impl Fn(&Transport) -> bool) -> bool {
+        self.driver.is_carried(uplink, by)
     }
 
     /// Resolves when the session is over.

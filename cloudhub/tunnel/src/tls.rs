@@ -1,4 +1,4 @@
-//! mTLS for the tunnel: TLS 1.3 only, ALPN `kedge/1`, no early data, and what a certificate says about its node.
+//! mTLS for the tunnel, over QUIC and over TCP: TLS 1.3 only, ALPN `kedge/1`, no early data, and what a certificate says about its node.
 //!
 //! The hub requires a certificate from the tunnel CA and asks [`Admission`] after every handshake, resumed ones too, because a
 //! resumed session shows the certificate of the first. The edge checks the hub against the serving CA and [`SERVER_NAME`]; a

@@ -16,7 +16,7 @@ use crate::tls::TlsError;
 const SOCKET_BUFFER: usize = 4 * 1024 * 1024;
 /// Behind our own dead-peer detection, and above the longest interval between two PINGs; for peers that never attach, and for paths
 /// that stay suspect while others live.
-const IDLE_TIMEOUT: Duration = Duration::from_secs(60);
+pub(crate) const IDLE_TIMEOUT: Duration = Duration::from_secs(60);
 /// Before the first sample: retransmits a lost first packet after 0.6 s, not 1.
 const INITIAL_RTT: Duration = Duration::from_millis(200);
 /// Streams that a peer may open: the edge one, for control frames.

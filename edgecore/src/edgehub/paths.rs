@@ -24,6 +24,7 @@ fn one(path: &PathReport) -> Value {
     let stats = &path.stats;
     json!({
         "uplink": path.uplink,
+        "transport": path.transport.to_string(),
         "hub": path.remote.to_string(),
         "state": match stats.state {
             PathState::Live => "up",

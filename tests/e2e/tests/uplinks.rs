@@ -169,6 +169,39 @@ fn what_runs_over_three_lossy_uplinks_outlives_the_death_of_each() {
 
 const NAMES: [&str; 3] = ["g5", "lte", "wifi"];
 
+#[test]
+fn a_robot_at_a_site_that_blocks_udp_works_over_tcp() {
+    let site = Site::new().expect("a site");
+    let hub = embedded(&site);
+    // From now on, as a firewall does it: without a word.
+    let rules = site.dir().join("site.nft");
+    let text = "table inet site { chain input { type filter hook input priority 0; meta l4proto udp drop; } }\n";
+    std::fs::write(&rules, text).expect("a file");
+    let filter = site.command("hub", Path::new("nft")).arg("-f").arg(&rules).output();
+    assert!(
+        filter.as_ref().is_ok_and(|output| output.status.success()),
+        "{filter:?}"
+    );
+    let edge = robot(&site, &hub);
+    let tails = || format!("{}\n{}", edge.tail(), hub.tail());
+    let pod = yaml::shell_pod("web", "exec sleep 100001");
+    hub.kubectl.apply(&pod).expect("apply");
+    hub.kubectl
+        .wait_ready("web", START)
+        .unwrap_or_else(|e| panic!("{e}\n{}", tails()));
+    let said = hub
+        .kubectl
+        .run(&["exec", "web", "--", "echo", "over tcp"])
+        .unwrap_or_else(|e| panic!("{e}\n{}", tails()));
+    assert_eq!(said, "over tcp\n");
+    let shown = links(&edge);
+    let line = shown.lines().find(|line| line.starts_with("default "));
+    assert!(
+        line.is_some_and(|line| line.contains(" up ") && line.contains(" tcp ")),
+        "{shown}"
+    );
+}
+
 /// Starts a command whose output goes into a file.
 fn into_file(mut command: Command, file: &Path) -> Child {
     let file = File::create(file).expect("a file");

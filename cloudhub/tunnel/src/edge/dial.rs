@@ -1,4 +1,4 @@
-//! One connection over one uplink: look-up → socket bound to the device → handshake → Attach → Welcome.
+//! One connection over one uplink: look-up → socket bound to the device → handshake → Attach → Welcome. [`fallback`] has what differs over TCP.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::sync::Arc;
@@ -8,19 +8,22 @@ use quinn::crypto::rustls::QuicClientConfig;
 use quinn::{Connection, ConnectionError, Endpoint, RecvStream, SendStream};
 use tokio::time::timeout;
 
-use super::{ConnectError, EdgeConfig, Uplink};
+use super::{ConnectError, EdgeConfig, Uplink, fallback};
 use crate::bond::{PathId, Policy};
 use crate::congestion::controller::Told;
 use crate::driver::PathInfo;
-use crate::frame::{self, Attach, Control, RefusedFrame, WelcomeFrame};
+use crate::frame::{self, Attach, Control, RefusedFrame};
+use crate::path::PathControl;
 use crate::quic::{self, QuicPath};
+use crate::session::Inner;
+use crate::tcp::TcpPath;
 use crate::tls::{self, TlsError};
 use crate::transport;
 use crate::types::{CloseReason, Limits, PeerInfo, Welcome};
 
 /// One round trip, and a first packet that is sent again after 0.6 and 1.8 s: with the longest back-off, a hub that is back is
 /// found within 8 s.
-const HANDSHAKE_WITHIN: Duration = Duration::from_secs(3);
+pub(super) const HANDSHAKE_WITHIN: Duration = Duration::from_secs(3);
 /// The hub may take 2 s to challenge another session of this node.
 const WELCOME_WITHIN: Duration = Duration::from_secs(5);
 /// A name server that does not answer is no reason to wait longer.
@@ -39,6 +42,13 @@ pub(super) enum AttemptError {
     HubUnknown { remote: SocketAddr, why: String },
     #[error("connection to {remote} failed: {why}")]
     Connection { remote: SocketAddr, why: String },
+    #[error("over TCP: {0}")]
+    Fallback(String),
+    #[error("{quic}; {tcp}")]
+    Both {
+        quic: Box<AttemptError>,
+        tcp: Box<AttemptError>,
+    },
     #[error("the hub knows epoch {0}")]
     StaleEpoch(u64),
     #[error(transparent)]
@@ -50,14 +60,20 @@ pub(super) enum AttemptError {
 pub(super) struct Dialler {
     pub(super) config: Arc<EdgeConfig>,
     crypto: Arc<QuicClientConfig>,
+    /// The same over TCP.
+    pub(super) tls: Arc<rustls::ClientConfig>,
 }
 
 /// A connection that is up and has not attached.
 pub(super) struct Dialled {
     pub(super) uplink: Uplink,
-    pub(super) endpoint: Endpoint,
-    connection: Connection,
-    told: Told,
+    pub(super) over: Connected,
+}
+
+/// What it goes over.
+pub(super) enum Connected {
+    Quic(Endpoint, Connection, Told),
+    Tcp(fallback::Connected),
 }
 
 /// What names the session and the path in Attach.
@@ -70,11 +86,41 @@ pub(super) struct Ticket {
 
 /// A path that the hub has welcomed.
 pub(super) struct Welcomed {
-    pub(super) endpoint: Endpoint,
-    pub(super) path: Arc<QuicPath>,
+    pub(super) path: Path,
     pub(super) info: PathInfo,
     pub(super) welcome: Welcome,
     pub(super) peer: PeerInfo,
+}
+
+/// What it goes over.
+pub(super) enum Path {
+    Quic(Endpoint, Arc<QuicPath>),
+    Tcp(Arc<TcpPath>),
+}
+
+impl Path {
+    pub(super) fn control(&self) -> Arc<dyn PathControl> {
+        match self {
+            Self::Quic(_, path) => path.clone(),
+            Self::Tcp(path) => path.clone(),
+        }
+    }
+
+    /// Runs it in its session until it ends.
+    pub(super) async fn run(&self, session: &Inner, id: PathId) -> bool {
+        match self {
+            Self::Quic(_, path) => session.run_path(id, path.as_ref()).await,
+            Self::Tcp(path) => session.run_path(id, path.as_ref()).await,
+        }
+    }
+
+    /// Waits until the last packets of a goodbye are out.
+    pub(super) async fn drained(&self) {
+        match self {
+            Self::Quic(endpoint, _) => endpoint.wait_idle().await,
+            Self::Tcp(path) => path.finish().await,
+        }
+    }
 }
 
 impl Dialler {
@@ -86,18 +132,24 @@ impl Dialler {
         )?;
         Ok(Self {
             config,
+            tls: Arc::new(tls.clone()),
             crypto: transport::edge(tls)?,
         })
     }
 
-    /// A connection to the hub's address of this turn.
-    pub(super) async fn dial(&self, uplink: &Uplink, turn: usize) -> Result<Dialled, AttemptError> {
+    /// The hub's address of this turn, and how often all of them had theirs.
+    pub(super) fn hub<'a>(&'a self, uplink: &'a Uplink, turn: usize) -> (&'a str, usize) {
         let hubs = match uplink.hubs.len() {
             0 => &self.config.hubs,
             _ => &uplink.hubs,
         };
-        let hub = &hubs[turn % hubs.len()];
-        let remote = look_up(hub, turn / hubs.len()).await?;
+        (&hubs[turn % hubs.len()], turn / hubs.len())
+    }
+
+    /// A QUIC connection to the hub's address of this turn.
+    pub(super) async fn dial(&self, uplink: &Uplink, turn: usize) -> Result<Dialled, AttemptError> {
+        let (hub, round) = self.hub(uplink, turn);
+        let remote = look_up(hub, round).await?;
         let socket = |source| AttemptError::Socket {
             uplink: uplink.name.clone(),
             source,
@@ -118,67 +170,85 @@ impl Dialler {
         };
         Ok(Dialled {
             uplink: uplink.clone(),
-            endpoint,
-            connection,
-            told,
+            over: Connected::Quic(endpoint, connection, told),
         })
     }
 
     /// Names the session to the hub and waits for its word.
     pub(super) async fn attach(&self, dialled: Dialled, ticket: Ticket) -> Result<Welcomed, AttemptError> {
-        let connection = dialled.connection.clone();
-        let attached = self.exchange(dialled, ticket).await;
-        if attached.is_err() {
-            quic::close(&connection, &CloseReason::Local);
-        }
-        attached
+        let Dialled { uplink, over } = dialled;
+        let remote = match &over {
+            Connected::Quic(_, connection, _) => connection.remote_address(),
+            Connected::Tcp(connected) => connected.remote,
+        };
+        let local = local_address(remote, uplink.device.as_deref());
+        let attach = self.first_frame(&uplink, ticket, local);
+        let (path, welcome) = match over {
+            Connected::Quic(endpoint, connection, told) => {
+                let (welcome, control) = match in_time(remote, exchange(&connection, attach)).await {
+                    Ok(exchanged) => exchanged,
+                    Err(error) => {
+                        quic::close(&connection, &CloseReason::Local);
+                        return Err(error);
+                    }
+                };
+                (Path::Quic(endpoint, QuicPath::new(connection, told, control)), welcome)
+            }
+            Connected::Tcp(connected) => {
+                let (path, welcome) = in_time(remote, connected.exchange(attach, uplink.ping_interval())).await?;
+                (Path::Tcp(path), welcome)
+            }
+        };
+        self.config.clock_floor.raise(welcome.wall_time);
+        Ok(Welcomed {
+            path,
+            info: PathInfo {
+                id: ticket.path,
+                uplink: uplink.name.clone(),
+                ping_interval: uplink.ping_interval(),
+                policy: uplink.policy,
+                traffic: self.config.meter.of(&uplink.name),
+            },
+            welcome,
+            peer: self.peer(uplink.name, ticket, (remote, local)),
+        })
     }
 
-    async fn exchange(&self, dialled: Dialled, ticket: Ticket) -> Result<Welcomed, AttemptError> {
-        let (config, uplink, connection) = (&self.config, &dialled.uplink, &dialled.connection);
-        let remote = connection.remote_address();
-        let local = local_address(remote, uplink.device.as_deref());
-        let attach = Attach {
-            incarnation: config.incarnation.to_vec(),
+    fn first_frame(&self, uplink: &Uplink, ticket: Ticket, local: Option<SocketAddr>) -> Attach {
+        Attach {
+            incarnation: self.config.incarnation.to_vec(),
             epoch: ticket.epoch,
-            boot_id: config.boot_id.clone(),
-            agent: config.agent.clone(),
+            boot_id: self.config.boot_id.clone(),
+            agent: self.config.agent.clone(),
             uplink: uplink.name.clone(),
             local_address: local.map(|local| local.to_string()).unwrap_or_default(),
             path: ticket.path.0.into(),
             joins: ticket.joins,
             ping_seconds: u32::try_from(uplink.ping_interval().as_secs()).unwrap_or(0),
             policy: (uplink.policy != Policy::default()).then(|| uplink.policy.into()),
-        };
-        let (welcome, control) = timeout(WELCOME_WITHIN, exchange(connection, attach))
-            .await
-            .map_err(|_| AttemptError::Timeout(remote))??;
-        config.clock_floor.raise(welcome.wall_time);
-        let peer = PeerInfo {
-            node: config.node.clone(),
-            incarnation: config.incarnation,
+        }
+    }
+
+    fn peer(&self, uplink: String, ticket: Ticket, (remote, local): (SocketAddr, Option<SocketAddr>)) -> PeerInfo {
+        PeerInfo {
+            node: self.config.node.clone(),
+            incarnation: self.config.incarnation,
             epoch: ticket.epoch,
-            boot_id: config.boot_id.clone(),
-            agent: config.agent.clone(),
-            uplink: uplink.name.clone(),
+            boot_id: self.config.boot_id.clone(),
+            agent: self.config.agent.clone(),
+            uplink,
             remote,
             local_addr_of_peer: local,
-        };
-        let info = PathInfo {
-            id: ticket.path,
-            uplink: uplink.name.clone(),
-            ping_interval: uplink.ping_interval(),
-            policy: uplink.policy,
-            traffic: config.meter.of(&uplink.name),
-        };
-        Ok(Welcomed {
-            path: QuicPath::new(dialled.connection, dialled.told, control),
-            endpoint: dialled.endpoint,
-            info,
-            welcome,
-            peer,
-        })
+        }
     }
+}
+
+async fn in_time<T>(
+    remote: SocketAddr,
+    exchange: impl Future<Output = Result<T, AttemptError>>,
+) -> Result<T, AttemptError> {
+    let exchanged = timeout(WELCOME_WITHIN, exchange).await;
+    exchanged.unwrap_or(Err(AttemptError::Timeout(remote)))
 }
 
 /// Attach out, Welcome or Refused back.
@@ -192,16 +262,7 @@ async fn exchange(
         Err(error) => Err(error),
     };
     match answer {
-        Ok(Control::Welcome(welcome)) => Ok((welcome_of(welcome, connection)?, (writer, reader))),
-        Ok(Control::Refused(RefusedFrame {
-            current_epoch: Some(current),
-            ..
-        })) => Err(AttemptError::StaleEpoch(current)),
-        Ok(Control::Refused(RefusedFrame { reason, .. })) => Err(refused(reason)),
-        Ok(_) => Err(AttemptError::Connection {
-            remote: connection.remote_address(),
-            why: "the hub's first frame is neither Welcome nor Refused".to_owned(),
-        }),
+        Ok(answer) => Ok((welcome_of(answer, connection.remote_address())?, (writer, reader))),
         Err(error) => match connection.close_reason() {
             Some(reason) => Err(ended(connection, &reason)),
             None => Err(AttemptError::Connection {
@@ -212,7 +273,7 @@ async fn exchange(
     }
 }
 
-fn refused(reason: String) -> AttemptError {
+pub(super) fn refused(reason: String) -> AttemptError {
     AttemptError::Fatal(ConnectError::Refused { reason })
 }
 
@@ -251,23 +312,34 @@ fn is_alert(code: quinn::TransportErrorCode) -> bool {
     (0x100..0x200).contains(&u64::from(code))
 }
 
-fn welcome_of(frame: WelcomeFrame, connection: &Connection) -> Result<Welcome, AttemptError> {
-    let hub_instance = frame.hub_instance.as_slice().try_into();
+/// What the hub's first frame says.
+pub(super) fn welcome_of(answer: Control, remote: SocketAddr) -> Result<Welcome, AttemptError> {
+    let fail = |why: &str| AttemptError::Connection {
+        remote,
+        why: why.to_owned(),
+    };
+    let welcome = match answer {
+        Control::Welcome(welcome) => welcome,
+        Control::Refused(RefusedFrame {
+            current_epoch: Some(current),
+            ..
+        }) => return Err(AttemptError::StaleEpoch(current)),
+        Control::Refused(RefusedFrame { reason, .. }) => return Err(refused(reason)),
+        _ => return Err(fail("the hub's first frame is neither Welcome nor Refused")),
+    };
+    let hub_instance = welcome.hub_instance.as_slice().try_into();
     Ok(Welcome {
-        hub_instance: hub_instance.map_err(|_| AttemptError::Connection {
-            remote: connection.remote_address(),
-            why: "the hub's instance must have 16 bytes".to_owned(),
-        })?,
-        wall_time: Duration::from_millis(frame.wall_time_millis),
-        addresses: frame.addresses,
+        hub_instance: hub_instance.map_err(|_| fail("the hub's instance must have 16 bytes"))?,
+        wall_time: Duration::from_millis(welcome.wall_time_millis),
+        addresses: welcome.addresses,
         limits: Limits {
-            max_message: frame.max_message,
-            max_streams: frame.max_streams,
+            max_message: welcome.max_message,
+            max_streams: welcome.max_streams,
         },
     })
 }
 
-async fn look_up(hub: &str, turn: usize) -> Result<SocketAddr, AttemptError> {
+pub(super) async fn look_up(hub: &str, turn: usize) -> Result<SocketAddr, AttemptError> {
     let fail = |why: String| AttemptError::Lookup {
         hub: hub.to_owned(),
         why,
@@ -283,7 +355,7 @@ async fn look_up(hub: &str, turn: usize) -> Result<SocketAddr, AttemptError> {
     }
 }
 
-fn any_address(like: SocketAddr) -> SocketAddr {
+pub(super) fn any_address(like: SocketAddr) -> SocketAddr {
     let ip: IpAddr = match like {
         SocketAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
         SocketAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),

@@ -1,4 +1,5 @@
-//! A session's paths: one over each uplink, dialled again when it ends, until the session does.
+//! A session's paths: one over each uplink, dialled again when it ends, until the session does. Where QUIC does not work
+//! [`fallback::keep`] has one over TCP beside it.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -10,20 +11,25 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 
-use super::dial::{AttemptError, Dialler, Ticket, Welcomed};
-use super::{DRAIN_WITHIN, Uplink, now_or_default};
+use super::dial::{AttemptError, Dialled, Dialler, Path, Ticket, Welcomed};
+use super::{DRAIN_WITHIN, Uplink, fallback, now_or_default};
 use crate::backoff::Backoff;
 use crate::bond::PathId;
-use crate::path::PathControl;
+use crate::path::Transport;
 use crate::session::Inner;
 use crate::types::CloseReason;
 
 /// A path that lived so long starts the back-off over.
-const WORKED: Duration = Duration::from_secs(10);
+pub(super) const WORKED: Duration = Duration::from_secs(10);
+/// While TCP carries an uplink, QUIC is tried again after so many times the back-off, up to 30 s: a try is three packets of 1200 B, 17 MB
+/// a day.
+const BESIDE_TCP: u32 = 6;
+/// The same where each byte costs: up to 5 min, 2 MB a day.
+const BESIDE_TCP_METERED: u32 = 60;
 
-struct Keeper {
-    session: Arc<Inner>,
-    dialler: Dialler,
+pub(super) struct Keeper {
+    pub(super) session: Arc<Inner>,
+    pub(super) dialler: Dialler,
     /// Numbers that were given to paths.
     numbers: AtomicU8,
     /// The uplinks have changed: whoever waits tries at once.
@@ -65,7 +71,14 @@ pub(super) async fn keep(
                 let own = first.take_if(|first| first.info.uplink == uplink.name);
                 let name = uplink.name.clone();
                 let uplink = watch::Sender::new(uplink);
-                tasks.spawn(keeper.clone().keep_one(uplink.subscribe(), own, gone.clone()));
+                let (tcp, quic) = match own {
+                    Some(own) if matches!(own.path, Path::Tcp(_)) => (Some(own), None),
+                    own => (None, own),
+                };
+                tasks.spawn(keeper.clone().keep_one(uplink.subscribe(), quic, gone.clone()));
+                if tcp.is_some() || !keeper.dialler.config.fallback.ports.is_empty() {
+                    tasks.spawn(fallback::keep::keep(keeper.clone(), uplink.subscribe(), tcp, gone.clone()));
+                }
                 kept.insert(name, (uplink, gone));
             }
         }
@@ -115,13 +128,15 @@ impl Keeper {
                         backoff.reset();
                     }
                 }
-                Err(AttemptError::StaleEpoch(epoch)) => {
-                    tracing::info!(uplink = uplink.name, epoch, "the hub's end of the session is over");
-                    return self.session.close(CloseReason::LinkLost, false);
-                }
+                Err(AttemptError::StaleEpoch(epoch)) => return self.is_over(&uplink, epoch),
                 Err(error) => tracing::info!(uplink = uplink.name, %error, "no path"),
             }
-            let pause = tokio::time::sleep(backoff.next(rand::random()));
+            let times = match self.session.is_carried(&uplink.name, |by| *by != Transport::Quic) {
+                true if uplink.metered => BESIDE_TCP_METERED,
+                true => BESIDE_TCP,
+                false => 1,
+            };
+            let pause = tokio::time::sleep(backoff.next(rand::random()) * times);
             tokio::select! {
                 () = gone.cancelled() => return,
                 () = self.session.ended() => return,
@@ -131,9 +146,18 @@ impl Keeper {
         }
     }
 
-    /// One more path for the session.
+    /// The hub says that it has no such session any more.
+    pub(super) fn is_over(&self, uplink: &Uplink, epoch: u64) {
+        tracing::info!(uplink = uplink.name, epoch, "the hub's end of the session is over");
+        self.session.close(CloseReason::LinkLost, false);
+    }
+
     async fn join(&self, uplink: &Uplink, turn: usize) -> Result<Welcomed, AttemptError> {
-        let dialled = self.dialler.dial(uplink, turn).await?;
+        self.admit(self.dialler.dial(uplink, turn).await?).await
+    }
+
+    /// One more path for the session.
+    pub(super) async fn admit(&self, dialled: Dialled) -> Result<Welcomed, AttemptError> {
         let ticket = Ticket {
             epoch: self.session.peer.epoch,
             path: PathId(self.numbers.fetch_add(1, Ordering::Relaxed)),
@@ -141,13 +165,15 @@ impl Keeper {
         };
         let welcomed = self.dialler.attach(dialled, ticket).await?;
         if welcomed.welcome.hub_instance != self.session.welcome.hub_instance {
-            welcomed.path.close(&CloseReason::Local);
+            welcomed.path.control().close(&CloseReason::Local);
+            let _ = timeout(DRAIN_WITHIN, welcomed.path.drained()).await;
             return Err(AttemptError::Connection {
                 remote: welcomed.peer.remote,
                 why: "this is another instance of the hub than the session's".to_owned(),
             });
         }
-        if !self.session.add_path(welcomed.info.clone(), welcomed.path.clone()) {
+        if !self.session.add_path(welcomed.info.clone(), welcomed.path.control()) {
+            let _ = timeout(DRAIN_WITHIN, welcomed.path.drained()).await;
             return Err(AttemptError::Connection {
                 remote: welcomed.peer.remote,
                 why: "the session takes no more paths".to_owned(),
@@ -157,20 +183,22 @@ impl Keeper {
     }
 
     /// Runs a path of the session until it ends or its uplink goes away.
-    async fn run(self: Arc<Self>, welcomed: Welcomed, kept: Option<watch::Receiver<Uplink>>, gone: CancellationToken) {
-        let Welcomed {
-            endpoint, path, info, ..
-        } = welcomed;
-        let id = info.id;
+    pub(super) async fn run(
+        self: Arc<Self>,
+        welcomed: Welcomed,
+        kept: Option<watch::Receiver<Uplink>>,
+        gone: CancellationToken,
+    ) {
+        let Welcomed { path, info, .. } = welcomed;
         let away = async {
             gone.cancelled().await;
-            path.close(&CloseReason::LinkLost);
+            path.control().close(&CloseReason::LinkLost);
             std::future::pending::<()>().await;
         };
         let follow = async {
             if let Some(mut kept) = kept {
                 loop {
-                    self.session.set_policy(id, kept.borrow_and_update().policy);
+                    self.session.set_policy(info.id, kept.borrow_and_update().policy);
                     if kept.changed().await.is_err() {
                         break;
                     }
@@ -179,13 +207,13 @@ impl Keeper {
             std::future::pending::<()>().await;
         };
         tokio::select! {
-            _ = self.session.run_path(id, path.as_ref()) => {}
+            _ = path.run(&self.session, info.id) => {}
             () = follow => {}
             () = away => {}
         }
-        if self.session.is_closed() {
-            // The last packets of a goodbye.
-            let _ = timeout(DRAIN_WITHIN, endpoint.wait_idle()).await;
+        if self.session.is_closed() || matches!(path, Path::Tcp(_)) {
+            // The last packets of a goodbye; TCP says none by itself.
+            let _ = timeout(DRAIN_WITHIN, path.drained()).await;
         }
     }
 }

@@ -2,6 +2,7 @@
 
 #![allow(dead_code, reason = "each test binary uses a part")]
 
+pub(crate) mod namespace;
 pub(crate) mod relay;
 
 use std::collections::HashSet;
@@ -137,9 +138,21 @@ impl Site {
         self.hub_with(listen, self.pki.hub_identity())
     }
 
+    /// One that listens on a TCP address too, with UDP on a free port of its own.
+    pub(crate) fn hub_over_tcp(&self, tcp: SocketAddr) -> Hub {
+        let mut config = self.hub_config(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)), self.pki.hub_identity());
+        config.listen_tcp = vec![tcp];
+        Hub::bind(config).unwrap()
+    }
+
     pub(crate) fn hub_with(&self, listen: SocketAddr, certificate: Arc<rustls::sign::SingleCertAndKey>) -> Hub {
-        Hub::bind(HubConfig {
+        Hub::bind(self.hub_config(listen, certificate)).unwrap()
+    }
+
+    fn hub_config(&self, listen: SocketAddr, certificate: Arc<rustls::sign::SingleCertAndKey>) -> HubConfig {
+        HubConfig {
             listen,
+            listen_tcp: Vec::new(),
             certificate,
             client_roots: Arc::new(tls::roots_from_pem(self.pki.tunnel.pem().as_bytes()).unwrap()),
             hub_instance: rand::random(),
@@ -147,8 +160,7 @@ impl Site {
             limits: Limits::default(),
             keys: self.keys.clone(),
             admission: self.gate.clone(),
-        })
-        .unwrap()
+        }
     }
 
     pub(crate) fn edge_config(&self, node: &str, hub: SocketAddr) -> EdgeConfig {
@@ -163,6 +175,7 @@ impl Site {
             boot_id: "boot-1".to_owned(),
             agent: "agent-1".to_owned(),
             uplinks: tokio::sync::watch::channel(Vec::new()).1,
+            fallback: tunnel::Fallback::default(),
             clock_floor: ClockFloor::default(),
             meter: Meter::default(),
         }

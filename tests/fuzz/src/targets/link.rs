@@ -325,3 +325,32 @@ pub(super) fn control(input: &[u8]) -> Result<(), String> {
         other => Err(format!("{again:?} is read back as {other:?}")),
     }
 }
+
+pub(super) fn streams_of_records() -> Vec<Vec<u8>> {
+    tunnel::fuzzing::streams_of_records()
+}
+
+pub(super) fn records(input: &[u8]) -> Result<(), String> {
+    let again = tunnel::fuzzing::records(input);
+    match tunnel::fuzzing::records(&again) {
+        third if third == again => Ok(()),
+        third => Err(format!("{again:?} is read back as {third:?}")),
+    }
+}
+
+pub(super) fn proxy_answers() -> Vec<Vec<u8>> {
+    let answers: [&[u8]; 3] = [
+        b"HTTP/1.1 200 Connection established\r\n\r\n",
+        b"HTTP/1.0 200 OK\r\nVia: 1.1 proxy (squid)\r\n\r\n",
+        b"HTTP/1.1 403 Forbidden\r\nContent-Length: 5\r\n\r\nno no",
+    ];
+    answers.map(<[u8]>::to_vec).into()
+}
+
+pub(super) fn proxy_answer(input: &[u8]) -> Result<(), String> {
+    // A yes is not taken back, nor given before the end of the head.
+    match tunnel::fuzzing::proxy_answer(input) {
+        Some(true) if !input.ends_with(b"\r\n\r\n") => Err("yes before the end of the head".to_owned()),
+        _ => Ok(()),
+    }
+}

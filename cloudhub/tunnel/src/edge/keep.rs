@@ -132,7 +132,7 @@ impl Keeper {
                 Err(error) => tracing::info!(uplink = uplink.name, %error, "no path"),
             }
             let times = match self.session.is_carried(&uplink.name, |by| *by != Transport::Quic) {
-                true if uplink.metered => BESIDE_TCP_METERED,
+                true if uplink.policy.metered => BESIDE_TCP_METERED,
                 true => BESIDE_TCP,
                 false => 1,
             };

@@ -78,7 +78,7 @@ fn path(attach: &Attach, id: PathId) -> PathInfo {
             0 => PING_INTERVAL,
             seconds => Duration::from_secs(seconds.into()).min(MAX_PING_INTERVAL),
         },
-        policy: attach.policy.map(Policy::from).unwrap_or_default(),
+        policy: attach.policy.clone().map(Policy::from).unwrap_or_default(),
         traffic: Arc::default(),
     }
 }

@@ -73,7 +73,7 @@ pub(super) struct Dialled {
 /// What it goes over.
 pub(super) enum Connected {
     Quic(Endpoint, Connection, Told),
-    Tcp(fallback::Connected),
+    Tcp(Box<fallback::Connected>),
 }
 
 /// What names the session and the path in Attach.

@@ -113,7 +113,7 @@ impl Dialler {
                 Ok(connected) => {
                     return Ok(Dialled {
                         uplink: uplink.clone(),
-                        over: dial::Connected::Tcp(connected),
+                        over: dial::Connected::Tcp(Box::new(connected)),
                     });
                 }
                 Err(why) => failed.push(why),

@@ -1,5 +1,8 @@
-//! Doors for `tests/fuzz`: the frames that a peer sends first. Not for anybody else.
+//! Doors for `tests/fuzz`: the frames that a peer sends first, and what a name server says. Not for anybody else.
 
+use std::net::IpAddr;
+
+use crate::edge::lookup::dns;
 use crate::frame::{self, Attach, Control, RefusedFrame, WelcomeFrame};
 
 /// Reads one control frame and writes it again; None where it is refused.
@@ -50,4 +53,22 @@ pub async fn examples() -> Vec<Vec<u8>> {
         all.push(bytes);
     }
     all
+}
+
+/// Reads a name server's answer; None where it is none.
+pub fn name_answer(bytes: &[u8]) -> Option<Vec<IpAddr>> {
+    dns::answer(bytes).map(|(_, addresses)| addresses)
+}
+
+/// Answers with an address of each family.
+pub fn name_answers() -> Vec<Vec<u8>> {
+    let one = |kind: dns::Kind, address: &[u8]| {
+        let mut bytes = dns::query(7, "hub.example", kind).expect("a name");
+        (bytes[2], bytes[7]) = (0x81, 1);
+        // A pointer to the question's name, type, class, TTL, length.
+        bytes.extend([0xc0, 12, 0, kind as u8, 0, 1, 0, 0, 0, 60, 0, address.len() as u8]);
+        bytes.extend(address);
+        bytes
+    };
+    vec![one(dns::Kind::A, &[192, 0, 2, 7]), one(dns::Kind::Aaaa, &[0xfd; 16])]
 }

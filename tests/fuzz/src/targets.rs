@@ -34,6 +34,7 @@ pub const ALL: &[Target] = &[
     target("relay.link", 64, 1 << 20, link::conversations, link::converse),
     target("relay.replica", 64, 1 << 20, link::replicas, link::replica),
     target("tunnel.control", COPIES, SMALL, link::controls, link::control),
+    target("tunnel.name", COPIES, SMALL, tunnel::fuzzing::name_answers, link::name),
     target("tunnel.certificate", COPIES, SMALL, hub::certificates, hub::certificate),
     target("hub.join", 24, 64 << 10, hub::joins, hub::join),
     target("hub.rejoin", 24, 64 << 10, hub::rejoins, hub::rejoin),

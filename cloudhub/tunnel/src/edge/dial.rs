@@ -1,6 +1,6 @@
 //! One connection over one uplink: look-up → socket bound to the device → handshake → Attach → Welcome.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -8,6 +8,9 @@ use quinn::crypto::rustls::QuicClientConfig;
 use quinn::{Connection, ConnectionError, Endpoint, RecvStream, SendStream};
 use tokio::time::timeout;
 
+use super::lookup::look_up;
+use super::mtu::Mtus;
+use super::race::{order, race};
 use super::{ConnectError, EdgeConfig, Uplink};
 use crate::bond::PathId;
 use crate::congestion::controller::Told;
@@ -23,8 +26,6 @@ use crate::types::{CloseReason, Limits, PeerInfo, Welcome};
 const HANDSHAKE_WITHIN: Duration = Duration::from_secs(3);
 /// The hub may take 2 s to challenge another session of this node.
 const WELCOME_WITHIN: Duration = Duration::from_secs(5);
-/// A name server that does not answer is no reason to wait longer.
-const LOOKUP_WITHIN: Duration = Duration::from_secs(3);
 
 /// Why one attempt failed.
 #[derive(Debug, thiserror::Error)]
@@ -49,7 +50,9 @@ pub(super) enum AttemptError {
 #[derive(Clone)]
 pub(super) struct Dialler {
     pub(super) config: Arc<EdgeConfig>,
+    /// One for all connections: a ticket of the last over any uplink resumes the next.
     crypto: Arc<QuicClientConfig>,
+    pub(super) mtus: Mtus,
 }
 
 /// A connection that is up and has not attached.
@@ -87,24 +90,39 @@ impl Dialler {
         Ok(Self {
             config,
             crypto: transport::edge(tls)?,
+            mtus: Mtus::default(),
         })
     }
 
-    /// A connection to the hub's address of this turn.
+    /// A connection to the hub of this turn, whichever of its addresses answers first.
     pub(super) async fn dial(&self, uplink: &Uplink, turn: usize) -> Result<Dialled, AttemptError> {
         let hubs = match uplink.hubs.len() {
             0 => &self.config.hubs,
             _ => &uplink.hubs,
         };
         let hub = &hubs[turn % hubs.len()];
-        let remote = look_up(hub, turn / hubs.len()).await?;
+        let addresses = order(look_up(hub, uplink).await?, turn / hubs.len());
+        let dialled = race(addresses, |remote| self.dial_address(uplink, remote)).await;
+        self.note(uplink, dialled)
+    }
+
+    /// Remembers what got no answer.
+    fn note<T>(&self, uplink: &Uplink, outcome: Result<T, AttemptError>) -> Result<T, AttemptError> {
+        if matches!(outcome, Err(AttemptError::Timeout(_))) {
+            self.mtus.unanswered(&uplink.name);
+        }
+        outcome
+    }
+
+    async fn dial_address(&self, uplink: &Uplink, remote: SocketAddr) -> Result<Dialled, AttemptError> {
         let socket = |source| AttemptError::Socket {
             uplink: uplink.name.clone(),
             source,
         };
-        let endpoint = open_endpoint(remote, uplink.device.as_deref()).map_err(socket)?;
+        let endpoint = open_endpoint(remote, uplink).map_err(socket)?;
         let told = Told::default();
-        let config = transport::edge_connection(self.crypto.clone(), &told, uplink.ping_interval());
+        let mtu = self.mtus.initial(&uplink.name);
+        let config = transport::edge_connection(self.crypto.clone(), &told, (uplink.ping_interval(), mtu));
         let connecting = endpoint
             .connect_with(config, remote, &self.config.server_name)
             .map_err(|error| AttemptError::Connection {
@@ -126,8 +144,8 @@ impl Dialler {
 
     /// Names the session to the hub and waits for its word.
     pub(super) async fn attach(&self, dialled: Dialled, ticket: Ticket) -> Result<Welcomed, AttemptError> {
-        let connection = dialled.connection.clone();
-        let attached = self.exchange(dialled, ticket).await;
+        let (connection, uplink) = (dialled.connection.clone(), dialled.uplink.clone());
+        let attached = self.note(&uplink, self.exchange(dialled, ticket).await);
         if attached.is_err() {
             quic::close(&connection, &CloseReason::Local);
         }
@@ -137,7 +155,7 @@ impl Dialler {
     async fn exchange(&self, dialled: Dialled, ticket: Ticket) -> Result<Welcomed, AttemptError> {
         let (config, uplink, connection) = (&self.config, &dialled.uplink, &dialled.connection);
         let remote = connection.remote_address();
-        let local = local_address(remote, uplink.device.as_deref());
+        let local = local_address(remote, uplink);
         let attach = Attach {
             incarnation: config.incarnation.to_vec(),
             epoch: ticket.epoch,
@@ -265,39 +283,15 @@ fn welcome_of(frame: WelcomeFrame, connection: &Connection) -> Result<Welcome, A
     })
 }
 
-async fn look_up(hub: &str, turn: usize) -> Result<SocketAddr, AttemptError> {
-    let fail = |why: String| AttemptError::Lookup {
-        hub: hub.to_owned(),
-        why,
-    };
-    let found = timeout(LOOKUP_WITHIN, tokio::net::lookup_host(hub)).await;
-    let addresses: Vec<_> = found
-        .map_err(|_| fail("no answer".to_owned()))?
-        .map_err(|error| fail(error.to_string()))?
-        .collect();
-    match addresses.len() {
-        0 => Err(fail("no address".to_owned())),
-        count => Ok(addresses[turn % count]),
-    }
-}
-
-fn any_address(like: SocketAddr) -> SocketAddr {
-    let ip: IpAddr = match like {
-        SocketAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
-        SocketAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
-    };
-    SocketAddr::new(ip, 0)
-}
-
-fn open_endpoint(remote: SocketAddr, device: Option<&str>) -> std::io::Result<Endpoint> {
-    let socket = transport::socket(any_address(remote), device)?;
+fn open_endpoint(remote: SocketAddr, uplink: &Uplink) -> std::io::Result<Endpoint> {
+    let socket = transport::socket(uplink.source(remote), uplink.device.as_deref())?;
     let config = quinn::EndpointConfig::default();
     Endpoint::new(config, None, socket, Arc::new(quinn::TokioRuntime))
 }
 
 /// The address that the kernel would send from.
-fn local_address(remote: SocketAddr, device: Option<&str>) -> Option<SocketAddr> {
-    let socket: UdpSocket = transport::socket(any_address(remote), device).ok()?;
+fn local_address(remote: SocketAddr, uplink: &Uplink) -> Option<SocketAddr> {
+    let socket = transport::socket(uplink.source(remote), uplink.device.as_deref()).ok()?;
     socket.connect(remote).ok()?;
     let port_zero = socket.local_addr().ok()?;
     Some(SocketAddr::new(port_zero.ip(), 0))

@@ -159,6 +159,7 @@ impl Keeper {
             _ = self.session.run_path(id, path.as_ref()) => {}
             () = away => {}
         }
+        self.dialler.mtus.took(&info.uplink, path.facts().max_datagram);
         if self.session.is_closed() {
             // The last packets of a goodbye.
             let _ = timeout(DRAIN_WITHIN, endpoint.wait_idle()).await;

@@ -2,7 +2,8 @@
 //!
 //! * key → store (set aside where it is damaged) → everything else reads and writes it;
 //! * containerd: client and event pump; pods run on it and outlive us;
-//! * node manager → Node row, CNI; pods ← the store; hub ⇄ the store, its streams → kubelet API; admin socket.
+//! * node manager → Node row, CNI; pods ← the store; hub ⇄ the store, its streams → kubelet API; the kernel's devices → the hub's uplinks;
+//!   admin socket.
 //!
 //! Nothing here waits for the network or the runtime: both may be away at the start. A store that fails while running ends the process (exit
 //! status 74), and it starts again on what is durable. SIGTERM ends it in order and touches no container.
@@ -19,7 +20,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
 use crate::admin::{Admin, AdminError, Pages};
-use crate::config::{self, EdgecoreConfig, UplinkConfig};
+use crate::config::{self, EdgecoreConfig};
 use crate::edgehub::EdgeHub;
 use crate::kubelet_api::KubeletApi;
 use crate::kubelet_api::pods::PodSource;
@@ -27,6 +28,7 @@ use crate::node::{NodeInfo, NodeManager};
 use crate::pods::{self, NodeFacts, PodManager, PodsConfig, Recorder};
 use crate::secret_key::{self, KeyError};
 use crate::supervisor::{Ended, Supervisor, stopped};
+use crate::uplinks::Uplinks;
 
 /// Exit status after the store failed: EX_IOERR.
 const STORE_FAILED: i32 = 74;
@@ -99,6 +101,9 @@ pub async fn build(config: EdgecoreConfig) -> Result<App, AppError> {
         supervisor.stop(),
     )?;
     let sessions = link.sessions();
+    let uplinks = link.uplinks();
+    let feeder = Uplinks::new(config.clone(), uplinks.clone(), sessions.clone());
+    supervisor.forever("uplinks", feeder.run());
 
     let recorder = Recorder::new(Arc::new(store.clone()), &config.node_name)?;
     supervisor.until_stop("events", events(recorder.clone(), supervisor.stop()));
@@ -131,7 +136,7 @@ pub async fn build(config: EdgecoreConfig) -> Result<App, AppError> {
     let pages = Pages {
         config: json!(*config),
         node: node_info,
-        debug: debug_pages(&store, config.uplinks.clone(), sessions, views),
+        debug: debug_pages(&store, uplinks.subscribe(), sessions, views),
     };
     supervisor.forever("admin", Admin::bind(&config.admin_socket, pages)?.run());
     Ok(App {
@@ -280,7 +285,7 @@ async fn open_store(config: &EdgecoreConfig) -> Result<(Store, bool), AppError> 
 
 fn debug_pages(
     store: &Store,
-    uplinks: Vec<UplinkConfig>,
+    uplinks: watch::Receiver<Vec<tunnel::Uplink>>,
     sessions: watch::Receiver<Option<tunnel::Session>>,
     views: watch::Receiver<Arc<Vec<pods::PodView>>>,
 ) -> Vec<(&'static str, crate::admin::Source)> {
@@ -291,7 +296,7 @@ fn debug_pages(
     };
     let list = move || pods.pods().into_iter().map(pod).collect();
     let paths = sessions.clone();
-    let paths = move || crate::edgehub::paths::report(&uplinks, paths.borrow().as_ref());
+    let paths = move || crate::edgehub::paths::report(&uplinks.borrow(), paths.borrow().as_ref());
     let session = move || {
         let one = |session: &tunnel::Session| {
             let peer = session.peer();

@@ -21,7 +21,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use metastore::Store;
 use tokio::sync::watch;
-use tunnel::{ClockFloor, Edge, EdgeConfig, Session};
+use tunnel::{ClockFloor, Edge, EdgeConfig, Session, Uplink};
 
 use crate::config::{EdgecoreConfig, UplinkConfig};
 use crate::kubelet_api::KubeletApi;
@@ -50,6 +50,7 @@ pub struct EdgeHub {
     kubelet_api: KubeletApi,
     flags: watch::Sender<HubFlags>,
     sessions: watch::Sender<Option<Session>>,
+    uplinks: watch::Sender<Vec<Uplink>>,
     complete: watch::Sender<bool>,
     stop: watch::Receiver<bool>,
     floor: ClockFloor,
@@ -78,12 +79,14 @@ impl EdgeHub {
             clock_untrusted,
             desired_state_suspect: state.forked.clone(),
         };
+        let uplinks = config.uplinks.iter().map(uplink).collect();
         Ok(Self {
             config,
             store,
             kubelet_api,
             flags: watch::Sender::new(flags),
             sessions: watch::Sender::new(None),
+            uplinks: watch::Sender::new(uplinks),
             complete: watch::Sender::new(complete),
             stop,
             floor,
@@ -105,6 +108,11 @@ impl EdgeHub {
     /// The live session.
     pub fn sessions(&self) -> watch::Receiver<Option<Session>> {
         self.sessions.subscribe()
+    }
+
+    /// The tunnel's uplinks: those of the configuration, until somebody says others ([`crate::uplinks`]).
+    pub fn uplinks(&self) -> watch::Sender<Vec<Uplink>> {
+        self.uplinks.clone()
     }
 
     /// What pods ask of the API.
@@ -173,7 +181,6 @@ impl EdgeHub {
                 found: identity.node,
             });
         }
-        let uplinks = self.config.uplinks.iter().map(uplink).collect();
         let config = EdgeConfig {
             node: identity.node.clone(),
             hubs: self.config.hub.addresses.clone(),
@@ -187,7 +194,7 @@ impl EdgeHub {
             epochs: Arc::new(rows::Epochs::new(self.store.clone())),
             boot_id: crate::node::machine::identity().boot_id,
             agent: self.agent.clone(),
-            uplinks: watch::channel(uplinks).1,
+            uplinks: self.uplinks.subscribe(),
             fallback: self.config.hub.over_tcp(),
             clock_floor: self.floor.clone(),
         };
@@ -256,10 +263,10 @@ impl EdgeHub {
     }
 }
 
-fn uplink(config: &UplinkConfig) -> tunnel::Uplink {
-    tunnel::Uplink {
+fn uplink(config: &UplinkConfig) -> Uplink {
+    Uplink {
         metered: config.metered,
-        ..tunnel::Uplink::new(&config.name, config.device.as_deref())
+        ..Uplink::new(&config.name, config.device.as_deref())
     }
 }
 

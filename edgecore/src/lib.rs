@@ -17,3 +17,4 @@ pub mod rotation;
 pub mod secret_key;
 pub mod supervisor;
 pub mod telemetry;
+pub mod uplinks;

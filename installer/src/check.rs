@@ -1,7 +1,10 @@
 //! `kedge check`: whether this machine has what edgecore needs, each line with what would be right.
 
+mod uplinks;
+
 use std::fmt::Write as _;
 use std::fs;
+use std::net::IpAddr;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -26,6 +29,9 @@ pub(crate) struct Args {
     /// edgecore's configuration
     #[arg(long, default_value = "/etc/kedge/edgecore.yaml")]
     config: PathBuf,
+    /// Print the findings as JSON: level (ok, warning, bad) and text of each
+    #[arg(long)]
+    json: bool,
 }
 
 /// One line of the report.
@@ -45,24 +51,49 @@ pub(crate) async fn run(args: &Args) -> Result<ExitCode> {
             findings.extend(identity(&config, api::now()));
             findings.push(containerd(&config));
             findings.push(cni(&config));
-            findings.extend(hub(&config).await);
+            let (about_hub, hubs) = hub(&config).await;
+            findings.extend(about_hub);
+            findings.extend(uplinks::findings(&config, &hubs));
             findings.push(admin(&config));
         }
         Err(why) => findings.push(Bad(why)),
     }
-    let mut bad = false;
+    print!(
+        "{}",
+        if args.json {
+            as_json(&findings)?
+        } else {
+            as_text(&findings)
+        }
+    );
+    let bad = findings.iter().any(|finding| matches!(finding, Bad(_)));
+    Ok(if bad { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+}
+
+fn as_text(findings: &[Finding]) -> String {
     let mut report = String::new();
-    for finding in &findings {
+    for finding in findings {
         let (mark, text) = match finding {
             Good(text) => ("ok  ", text),
             Warning(text) => ("warn", text),
             Bad(text) => ("BAD ", text),
         };
-        bad |= matches!(finding, Bad(_));
         let _ = writeln!(report, "{mark}  {text}");
     }
-    print!("{report}");
-    Ok(if bad { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+    report
+}
+
+fn as_json(findings: &[Finding]) -> Result<String> {
+    let one = |finding: &Finding| {
+        let (level, text) = match finding {
+            Good(text) => ("ok", text),
+            Warning(text) => ("warning", text),
+            Bad(text) => ("bad", text),
+        };
+        serde_json::json!({"level": level, "text": text})
+    };
+    let list: Vec<_> = findings.iter().map(one).collect();
+    Ok(serde_json::to_string_pretty(&list)? + "\n")
 }
 
 fn user() -> Finding {
@@ -180,26 +211,38 @@ fn cni(config: &Value) -> Finding {
     }
 }
 
-async fn hub(config: &Value) -> Vec<Finding> {
-    let addresses = config
+/// What is said of the hub's names, and the addresses that they have.
+async fn hub(config: &Value) -> (Vec<Finding>, Vec<IpAddr>) {
+    let names = config
         .get("hub")
         .and_then(|hub| hub.get("addresses"))
         .and_then(Value::as_sequence);
-    let mut findings = Vec::new();
-    for address in addresses.into_iter().flatten().filter_map(Value::as_str) {
-        findings.push(look_up(address).await);
+    let (mut findings, mut addresses) = (Vec::new(), Vec::new());
+    for name in names.into_iter().flatten().filter_map(Value::as_str) {
+        let (finding, found) = look_up(name).await;
+        findings.push(finding);
+        addresses.extend(found);
     }
     if findings.is_empty() {
         findings.push(Bad("hub.addresses is empty: 'kedge join' sets it".to_owned()));
     }
-    findings
+    (findings, addresses)
 }
 
-async fn look_up(address: &str) -> Finding {
-    match timeout(LOOKUP_WITHIN, tokio::net::lookup_host(address)).await {
-        Ok(Ok(_)) => Good(format!("the hub's name {address} is known")),
-        Ok(Err(error)) => Warning(format!("the hub's name {address} is not known now: {error}")),
-        Err(_) => Warning(format!("the hub's name {address}: no name server answers now")),
+async fn look_up(name: &str) -> (Finding, Vec<IpAddr>) {
+    match timeout(LOOKUP_WITHIN, tokio::net::lookup_host(name)).await {
+        Ok(Ok(found)) => {
+            let addresses = found.map(|address| address.ip()).collect();
+            (Good(format!("the hub's name {name} is known")), addresses)
+        }
+        Ok(Err(error)) => {
+            let finding = Warning(format!("the hub's name {name} is not known now: {error}"));
+            (finding, Vec::new())
+        }
+        Err(_) => {
+            let finding = Warning(format!("the hub's name {name}: no name server answers now"));
+            (finding, Vec::new())
+        }
     }
 }
 

@@ -11,7 +11,11 @@
 mod dial;
 mod fallback;
 mod keep;
+pub(crate) mod lookup;
+mod mtu;
+mod race;
 
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -51,6 +55,10 @@ pub struct Uplink {
     pub name: String,
     /// Network device that the socket is bound to; `None` = wherever the routes lead.
     pub device: Option<String>,
+    /// The device's number, 0 where nobody knows it: what is plugged in again under its old name is another device, and dialled anew.
+    pub index: u32,
+    /// What to send from, an address a family, where the device's route is met only so (a routing table of its own); else empty.
+    pub sources: Vec<IpAddr>,
     /// Hub addresses over this uplink, `host:port` each, where they differ (a private APN); empty = the same as everywhere.
     pub hubs: Vec<String>,
     /// What it may carry and costs. Where each byte does, an idle path is asked every 25 s, not 8.
@@ -63,6 +71,8 @@ impl Uplink {
         Self {
             name: name.to_owned(),
             device: device.map(ToOwned::to_owned),
+            index: 0,
+            sources: Vec::new(),
             hubs: Vec::new(),
             policy: Policy::default(),
         }
@@ -77,12 +87,29 @@ impl Uplink {
         like == *other && self.policy.metered == other.policy.metered
     }
 
+    /// The address of its own that reaches `remote`; a socket bound to it may say nothing else.
+    fn source(&self, remote: SocketAddr) -> SocketAddr {
+        let same = self.sources.iter().find(|own| own.is_ipv4() == remote.is_ipv4());
+        let any: IpAddr = match remote {
+            SocketAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
+            SocketAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
+        };
+        SocketAddr::new(same.copied().unwrap_or(any), 0)
+    }
+
     fn ping_interval(&self) -> Duration {
         if self.policy.metered {
             PING_INTERVAL_METERED
         } else {
             PING_INTERVAL
         }
+    }
+}
+
+impl Default for Uplink {
+    /// The one that follows the routes.
+    fn default() -> Self {
+        Self::new("default", None)
     }
 }
 
@@ -285,7 +312,7 @@ async fn pause(backoff: &Backoff, uplinks: &mut watch::Receiver<Vec<Uplink>>) {
 
 fn now_or_default(uplinks: &[Uplink]) -> Vec<Uplink> {
     match uplinks.len() {
-        0 => vec![Uplink::new("default", None)],
+        0 => vec![Uplink::default()],
         _ => uplinks.to_vec(),
     }
 }

@@ -1,8 +1,11 @@
-//! Doors for `tests/fuzz`: the frames that a peer sends first. Not for anybody else.
+//! Doors for `tests/fuzz`: the frames that a peer sends first, and what a name server says. Not for anybody else.
+
+use std::net::IpAddr;
 
 use bytes::{Bytes, BytesMut};
 
 use crate::bond::Policy;
+use crate::edge::lookup::dns;
 use crate::frame::{self, Attach, Control, RefusedFrame, WelcomeFrame};
 use crate::proxy;
 use crate::records::{Decoder, Record};
@@ -100,4 +103,22 @@ pub fn streams_of_records() -> Vec<Vec<u8>> {
 /// Whether a proxy's answer to CONNECT is whole and says yes; None where it is an error.
 pub fn proxy_answer(bytes: &[u8]) -> Option<bool> {
     proxy::answer(bytes).ok()
+}
+
+/// Reads a name server's answer; None where it is none.
+pub fn name_answer(bytes: &[u8]) -> Option<Vec<IpAddr>> {
+    dns::answer(bytes).map(|(_, addresses)| addresses)
+}
+
+/// Answers with an address of each family.
+pub fn name_answers() -> Vec<Vec<u8>> {
+    let one = |kind: dns::Kind, address: &[u8]| {
+        let mut bytes = dns::query(7, "hub.example", kind).expect("a name");
+        (bytes[2], bytes[7]) = (0x81, 1);
+        // A pointer to the question's name, type, class, TTL, length.
+        bytes.extend([0xc0, 12, 0, kind as u8, 0, 1, 0, 0, 0, 60, 0, address.len() as u8]);
+        bytes.extend(address);
+        bytes
+    };
+    vec![one(dns::Kind::A, &[192, 0, 2, 7]), one(dns::Kind::Aaaa, &[0xfd; 16])]
 }

@@ -11,6 +11,7 @@ use std::time::Duration;
 use rustls::client::WebPkiServerVerifier;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::CryptoProvider;
+use rustls::crypto::ring::Ticketer;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 use rustls::server::WebPkiClientVerifier;
@@ -295,6 +296,8 @@ pub(crate) fn server_config(
     config.alpn_protocols = vec![ALPN.to_vec()];
     config.max_early_data_size = 0;
     config.send_tls13_tickets = 1; // an uplink resumes one session at a time
+    // A ticket holds what resuming needs, the node's certificate too: rustls' own store would do for 256 uplinks of a whole fleet.
+    config.ticketer = Ticketer::new()?;
     Ok(config)
 }
 

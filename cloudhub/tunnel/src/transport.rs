@@ -68,10 +68,16 @@ pub(crate) fn edge(tls: rustls::ClientConfig) -> Result<Arc<QuicClientConfig>, T
     Ok(Arc::new(crypto))
 }
 
-/// The edge's end of one connection. Only the edge pings, so an idle link carries one PING and one ACK each interval.
-pub(crate) fn edge_connection(crypto: Arc<QuicClientConfig>, told: &Told, ping_interval: Duration) -> ClientConfig {
+/// The edge's end of one connection. Only the edge pings, so an idle link carries one PING and one ACK each interval. Its packets have
+/// `mtu` bytes until discovery finds out more.
+pub(crate) fn edge_connection(
+    crypto: Arc<QuicClientConfig>,
+    told: &Told,
+    (ping_interval, mtu): (Duration, u16),
+) -> ClientConfig {
     let mut transport = common(told);
     transport
+        .initial_mtu(mtu)
         .keep_alive_interval(Some(ping_interval))
         .max_concurrent_bidi_streams(VarInt::from_u32(0));
     let mut config = ClientConfig::new(crypto);

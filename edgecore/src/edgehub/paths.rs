@@ -2,12 +2,10 @@
 
 use serde_json::{Value, json};
 use tunnel::bond::PathState;
-use tunnel::{PathReport, Session};
+use tunnel::{PathReport, Session, Uplink};
 
-use crate::config::UplinkConfig;
-
-/// Every path of the session, every configured uplink without one, and what the session has carried.
-pub fn report(uplinks: &[UplinkConfig], session: Option<&Session>) -> Value {
+/// Every path of the session, every uplink without one, and what the session has carried.
+pub fn report(uplinks: &[Uplink], session: Option<&Session>) -> Value {
     let paths = session.map(Session::paths).unwrap_or_default();
     let down = uplinks
         .iter()

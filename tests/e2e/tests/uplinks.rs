@@ -1,8 +1,9 @@
-//! Suite `uplinks`: a robot whose three uplinks are bad links of `tests/linkem`, behind a NAT.
+//! Suite `uplinks`: a robot whose three uplinks are bad links of `tests/linkem`, behind a NAT, and one whose uplinks come and go. None of
+//! their configurations says a word of uplinks.
 
 use std::fs::File;
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, Output, Stdio};
 use std::time::Duration;
 
 use kit::kubectl::{condition, is_true};
@@ -232,12 +233,129 @@ fn has_each_second(text: &str) {
 
 /// What a person at the robot sees.
 fn links(edge: &kit::Edge<'_>) -> String {
-    let output = edge
-        .command(&kit::paths::ours("kedge"))
-        .args(["links", "--socket"])
-        .arg(edge.dir().join("run/edgecore.sock"))
-        .output()
-        .expect("kedge links");
+    let output = kedge(edge, &["links", "--socket"], "run/edgecore.sock");
     assert!(output.status.success(), "{output:?}");
     String::from_utf8(output.stdout).expect("text")
+}
+
+/// `kedge` with arguments that end in a file of the machine's folder.
+fn kedge(edge: &kit::Edge<'_>, args: &[&str], file: &str) -> Output {
+    let mut command = edge.command(&kit::paths::ours("kedge"));
+    command.args(args).arg(edge.dir().join(file));
+    command.output().expect("kedge")
+}
+
+/// The line of `kedge check` about an uplink.
+fn checked(edge: &kit::Edge<'_>, uplink: &str) -> String {
+    let output = kedge(edge, &["check", "--config"], "etc/edgecore.yaml");
+    let text = String::from_utf8(output.stdout).expect("text");
+    let line = text.lines().find(|line| line.contains(&format!("uplink {uplink}:")));
+    line.unwrap_or_else(|| panic!("{uplink} is not in {text}")).to_owned()
+}
+
+/// Waits for the links that are up, and shows all.
+fn wait_up(edge: &kit::Edge<'_>, wanted: &[&str]) -> String {
+    let up = || {
+        let shown = links(edge);
+        let lines = shown.lines().filter(|line| line.contains(" up "));
+        let mut names: Vec<_> = lines.filter_map(|line| line.split_whitespace().next()).collect();
+        names.sort_unstable();
+        if names == wanted {
+            State::Done(shown)
+        } else {
+            State::Not(shown)
+        }
+    };
+    let waited = wait_for(&format!("{wanted:?} are up"), START, up);
+    waited.unwrap_or_else(|e| panic!("{e}\n{}", edge.tail())).0
+}
+
+/// Runs lines of shell on the machine, as its owner would.
+fn on_robot(edge: &kit::Edge<'_>, script: &str) {
+    let done = edge
+        .command(Path::new("sh"))
+        .args(["-ec", script])
+        .output()
+        .expect("sh");
+    assert!(done.status.success(), "{script}: {done:?}");
+}
+
+/// Bytes that a device of the robot has sent.
+fn sent(edge: &kit::Edge<'_>, device: &str) -> u64 {
+    let mut command = edge.command(Path::new("ip"));
+    let output = command.args(["-j", "-s", "link", "show", device]).output().expect("ip");
+    let links: serde_json::Value = serde_json::from_slice(&output.stdout).expect("JSON");
+    links[0]["stats64"]["tx"]["bytes"].as_u64().expect("a counter")
+}
+
+#[test]
+fn a_modem_is_used_when_it_is_plugged_in_and_carries_on_alone() {
+    let site = Site::new().expect("a site");
+    let hub = embedded(&site);
+    let edge = robot(&site, &hub);
+    hub.kubectl
+        .apply(&yaml::shell_pod("web", "exec sleep 100001"))
+        .expect("apply");
+    let tails = || format!("{}\n{}", edge.tail(), hub.tail());
+    hub.kubectl
+        .wait_ready("web", START)
+        .unwrap_or_else(|e| panic!("{e}\n{}", tails()));
+    wait_up(&edge, &["default"]);
+
+    // Plugged in, with addresses and routes as a network manager sets them, and with the filter of most distributions.
+    let (there, here) = (site.namespace("hub"), site.namespace("e1"));
+    let plug = format!(
+        "ip -n {there} link add f1 type veth peer name wwan0 netns {here}
+         ip -n {there} addr add 10.97.1.1/24 dev f1
+         ip -n {there} link set f1 up"
+    );
+    let plugged = Command::new("sh").args(["-ec", &plug]).status().expect("sh");
+    assert!(plugged.success());
+    on_robot(
+        &edge,
+        "sysctl -qw net.ipv4.conf.all.rp_filter=0 net.ipv4.conf.wwan0.rp_filter=1
+         ip addr add 10.97.1.2/24 dev wwan0
+         ip link set wwan0 up
+         ip route add default via 10.97.1.1 dev wwan0 metric 700",
+    );
+    let shown = wait_up(&edge, &["eth0"]);
+    assert!(
+        shown.lines().any(|line| line.starts_with("wwan0")),
+        "it is not known:\n{shown}"
+    );
+    let verdict = checked(&edge, "wwan0");
+    assert!(
+        verdict.starts_with("BAD") && verdict.contains("rp_filter is 1"),
+        "{verdict}"
+    );
+    let (_, fix) = verdict.split_once("Or give it a route of its own: ").expect("a fix");
+    on_robot(&edge, fix);
+    assert!(
+        checked(&edge, "wwan0").starts_with("ok"),
+        "after {fix}: {}",
+        checked(&edge, "wwan0")
+    );
+    wait_up(&edge, &["eth0", "wwan0"]);
+
+    let produce = |count: u32| {
+        let script = format!("yes robot | head -c {count}");
+        let out = hub.kubectl.run(&["exec", "web", "--", "sh", "-c", &script]);
+        assert_eq!(out.unwrap_or_else(|e| panic!("{e}\n{}", tails())).len(), count as usize);
+    };
+    let before = ["eth0", "wwan0"].map(|device| sent(&edge, device));
+    produce(30_000_000);
+    for (device, before) in ["eth0", "wwan0"].into_iter().zip(before) {
+        let carried = sent(&edge, device) - before;
+        assert!(carried > 300_000, "{device} carried {carried} bytes");
+    }
+
+    // And the cable is pulled out, card and all.
+    on_robot(&edge, "ip link del eth0");
+    produce(3_000_000);
+    let shown = wait_up(&edge, &["wwan0"]);
+    assert!(!shown.contains("eth0"), "it is gone:\n{shown}");
+    assert!(
+        shown.contains("Session 1: "),
+        "the session that it began with went on:\n{shown}"
+    );
 }

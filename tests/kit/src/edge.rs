@@ -444,13 +444,6 @@ impl<'a> Edge<'a> {
         });
         config["network"] = serde_json::json!({"cniConfDir": format!("{dir}/cni"), "cniBinDir": paths::cni_plugins()});
         config["apiServer"] = serde_json::json!({"host": HUB, "port": 6443});
-        if let Some(emulation) = self.site.uplinks().running(self.number) {
-            // A link's device bears its name.
-            let links = emulation
-                .links()
-                .map(|link| serde_json::json!({"name": link, "device": link}));
-            config["uplinks"] = links.collect();
-        }
         fs::write(&path, serde_yaml_ng::to_string(&config)?)?;
         Ok(())
     }

@@ -1,6 +1,6 @@
 //! One connection over one uplink: look-up → socket bound to the device → handshake → Attach → Welcome. [`fallback`] has what differs over TCP.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -8,6 +8,9 @@ use quinn::crypto::rustls::QuicClientConfig;
 use quinn::{Connection, ConnectionError, Endpoint, RecvStream, SendStream};
 use tokio::time::timeout;
 
+use super::lookup::look_up;
+use super::mtu::Mtus;
+use super::race::{order, race};
 use super::{ConnectError, EdgeConfig, Uplink, fallback};
 use crate::bond::{PathId, Policy};
 use crate::congestion::controller::Told;
@@ -26,8 +29,6 @@ use crate::types::{CloseReason, Limits, PeerInfo, Welcome};
 pub(super) const HANDSHAKE_WITHIN: Duration = Duration::from_secs(3);
 /// The hub may take 2 s to challenge another session of this node.
 const WELCOME_WITHIN: Duration = Duration::from_secs(5);
-/// A name server that does not answer is no reason to wait longer.
-const LOOKUP_WITHIN: Duration = Duration::from_secs(3);
 
 /// Why one attempt failed.
 #[derive(Debug, thiserror::Error)]
@@ -59,9 +60,11 @@ pub(super) enum AttemptError {
 #[derive(Clone)]
 pub(super) struct Dialler {
     pub(super) config: Arc<EdgeConfig>,
+    /// One for all connections: a ticket of the last over any uplink resumes the next.
     crypto: Arc<QuicClientConfig>,
     /// The same over TCP.
     pub(super) tls: Arc<rustls::ClientConfig>,
+    pub(super) mtus: Mtus,
 }
 
 /// A connection that is up and has not attached.
@@ -73,7 +76,7 @@ pub(super) struct Dialled {
 /// What it goes over.
 pub(super) enum Connected {
     Quic(Endpoint, Connection, Told),
-    Tcp(fallback::Connected),
+    Tcp(Box<fallback::Connected>),
 }
 
 /// What names the session and the path in Attach.
@@ -134,6 +137,7 @@ impl Dialler {
             config,
             tls: Arc::new(tls.clone()),
             crypto: transport::edge(tls)?,
+            mtus: Mtus::default(),
         })
     }
 
@@ -146,17 +150,31 @@ impl Dialler {
         (&hubs[turn % hubs.len()], turn / hubs.len())
     }
 
-    /// A QUIC connection to the hub's address of this turn.
+    /// A QUIC connection to the hub of this turn, whichever of its addresses answers first.
     pub(super) async fn dial(&self, uplink: &Uplink, turn: usize) -> Result<Dialled, AttemptError> {
         let (hub, round) = self.hub(uplink, turn);
-        let remote = look_up(hub, round).await?;
+        let addresses = order(look_up(hub, uplink).await?, round);
+        let dialled = race(addresses, |remote| self.dial_address(uplink, remote)).await;
+        self.note(uplink, dialled)
+    }
+
+    /// Remembers what got no answer.
+    fn note<T>(&self, uplink: &Uplink, outcome: Result<T, AttemptError>) -> Result<T, AttemptError> {
+        if matches!(outcome, Err(AttemptError::Timeout(_))) {
+            self.mtus.unanswered(&uplink.name);
+        }
+        outcome
+    }
+
+    async fn dial_address(&self, uplink: &Uplink, remote: SocketAddr) -> Result<Dialled, AttemptError> {
         let socket = |source| AttemptError::Socket {
             uplink: uplink.name.clone(),
             source,
         };
-        let endpoint = open_endpoint(remote, uplink.device.as_deref()).map_err(socket)?;
+        let endpoint = open_endpoint(remote, uplink).map_err(socket)?;
         let told = Told::default();
-        let config = transport::edge_connection(self.crypto.clone(), &told, uplink.ping_interval());
+        let mtu = self.mtus.initial(&uplink.name);
+        let config = transport::edge_connection(self.crypto.clone(), &told, (uplink.ping_interval(), mtu));
         let connecting = endpoint
             .connect_with(config, remote, &self.config.server_name)
             .map_err(|error| AttemptError::Connection {
@@ -181,11 +199,12 @@ impl Dialler {
             Connected::Quic(_, connection, _) => connection.remote_address(),
             Connected::Tcp(connected) => connected.remote,
         };
-        let local = local_address(remote, uplink.device.as_deref());
+        let local = local_address(remote, &uplink);
         let attach = self.first_frame(&uplink, ticket, local);
         let (path, welcome) = match over {
             Connected::Quic(endpoint, connection, told) => {
-                let (welcome, control) = match in_time(remote, exchange(&connection, attach)).await {
+                let exchanged = in_time(remote, exchange(&connection, attach)).await;
+                let (welcome, control) = match self.note(&uplink, exchanged) {
                     Ok(exchanged) => exchanged,
                     Err(error) => {
                         quic::close(&connection, &CloseReason::Local);
@@ -339,39 +358,15 @@ pub(super) fn welcome_of(answer: Control, remote: SocketAddr) -> Result<Welcome,
     })
 }
 
-pub(super) async fn look_up(hub: &str, turn: usize) -> Result<SocketAddr, AttemptError> {
-    let fail = |why: String| AttemptError::Lookup {
-        hub: hub.to_owned(),
-        why,
-    };
-    let found = timeout(LOOKUP_WITHIN, tokio::net::lookup_host(hub)).await;
-    let addresses: Vec<_> = found
-        .map_err(|_| fail("no answer".to_owned()))?
-        .map_err(|error| fail(error.to_string()))?
-        .collect();
-    match addresses.len() {
-        0 => Err(fail("no address".to_owned())),
-        count => Ok(addresses[turn % count]),
-    }
-}
-
-pub(super) fn any_address(like: SocketAddr) -> SocketAddr {
-    let ip: IpAddr = match like {
-        SocketAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
-        SocketAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
-    };
-    SocketAddr::new(ip, 0)
-}
-
-fn open_endpoint(remote: SocketAddr, device: Option<&str>) -> std::io::Result<Endpoint> {
-    let socket = transport::socket(any_address(remote), device)?;
+fn open_endpoint(remote: SocketAddr, uplink: &Uplink) -> std::io::Result<Endpoint> {
+    let socket = transport::socket(uplink.source(remote), uplink.device.as_deref())?;
     let config = quinn::EndpointConfig::default();
     Endpoint::new(config, None, socket, Arc::new(quinn::TokioRuntime))
 }
 
 /// The address that the kernel would send from.
-fn local_address(remote: SocketAddr, device: Option<&str>) -> Option<SocketAddr> {
-    let socket: UdpSocket = transport::socket(any_address(remote), device).ok()?;
+fn local_address(remote: SocketAddr, uplink: &Uplink) -> Option<SocketAddr> {
+    let socket = transport::socket(uplink.source(remote), uplink.device.as_deref()).ok()?;
     socket.connect(remote).ok()?;
     let port_zero = socket.local_addr().ok()?;
     Some(SocketAddr::new(port_zero.ip(), 0))

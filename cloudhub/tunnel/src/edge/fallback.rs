@@ -20,7 +20,9 @@ use tokio::time::{Instant, timeout};
 use tokio_rustls::TlsConnector;
 
 use super::Uplink;
-use super::dial::{self, AttemptError, Dialled, Dialler, HANDSHAKE_WITHIN, any_address, look_up, refused, welcome_of};
+use super::dial::{self, AttemptError, Dialled, Dialler, HANDSHAKE_WITHIN, refused, welcome_of};
+use super::lookup::look_up;
+use super::race::{order, race};
 use crate::frame::{Attach, Control};
 use crate::path::Transport;
 use crate::proxy::{self, Proxy};
@@ -113,7 +115,7 @@ impl Dialler {
                 Ok(connected) => {
                     return Ok(Dialled {
                         uplink: uplink.clone(),
-                        over: dial::Connected::Tcp(connected),
+                        over: dial::Connected::Tcp(Box::new(connected)),
                     });
                 }
                 Err(why) => failed.push(why),
@@ -126,14 +128,17 @@ impl Dialler {
     async fn connect(&self, uplink: &Uplink, target: &str, round: usize) -> Result<Connected, String> {
         let proxy = self.config.fallback.proxy.as_ref();
         let first_hop = proxy.map_or(target, Proxy::authority);
-        let remote = look_up(first_hop, round).await.map_err(|error| error.to_string())?;
+        let addresses = look_up(first_hop, uplink).await.map_err(|error| error.to_string())?;
         let fail = |error: &dyn std::fmt::Display| match proxy {
             Some(proxy) => format!("{target} through the proxy {proxy}: {error}"),
             None => format!("{target}: {error}"),
         };
-        let mut stream = open(remote, uplink.device.as_deref())
-            .await
-            .map_err(|error| fail(&error))?;
+        let opened = race(order(addresses, round), |remote| async move {
+            let stream = open(remote, uplink).await;
+            let stream = stream.map_err(|error| AttemptError::Fallback(format!("{remote}: {error}")))?;
+            Ok((remote, stream))
+        });
+        let (remote, mut stream) = opened.await.map_err(|error| fail(&error))?;
         if proxy.is_some() {
             proxy::connect(&mut stream, target)
                 .await
@@ -156,13 +161,13 @@ impl Dialler {
 }
 
 /// A TCP connection from the device of the uplink, where one is named (SO_BINDTODEVICE).
-async fn open(remote: SocketAddr, device: Option<&str>) -> std::io::Result<TcpStream> {
+async fn open(remote: SocketAddr, uplink: &Uplink) -> std::io::Result<TcpStream> {
     let socket = Socket::new(Domain::for_address(remote), Type::STREAM, Some(Protocol::TCP))?;
-    if let Some(device) = device {
+    if let Some(device) = &uplink.device {
         socket.bind_device(Some(device.as_bytes()))?;
     }
     socket.set_nonblocking(true)?;
-    socket.bind(&any_address(remote).into())?;
+    socket.bind(&uplink.source(remote).into())?;
     let stream = TcpSocket::from_std_stream(socket.into()).connect(remote).await?;
     tcp::tune(&stream)?;
     Ok(stream)

@@ -77,7 +77,12 @@ pub(super) async fn keep(
                 };
                 tasks.spawn(keeper.clone().keep_one(uplink.subscribe(), quic, gone.clone()));
                 if tcp.is_some() || !keeper.dialler.config.fallback.ports.is_empty() {
-                    tasks.spawn(fallback::keep::keep(keeper.clone(), uplink.subscribe(), tcp, gone.clone()));
+                    tasks.spawn(fallback::keep::keep(
+                        keeper.clone(),
+                        uplink.subscribe(),
+                        tcp,
+                        gone.clone(),
+                    ));
                 }
                 kept.insert(name, (uplink, gone));
             }
@@ -210,6 +215,9 @@ impl Keeper {
             _ = path.run(&self.session, info.id) => {}
             () = follow => {}
             () = away => {}
+        }
+        if matches!(path, Path::Quic(..)) {
+            self.dialler.mtus.took(&info.uplink, path.control().facts().max_datagram);
         }
         if self.session.is_closed() || matches!(path, Path::Tcp(_)) {
             // The last packets of a goodbye; TCP says none by itself.

@@ -13,8 +13,8 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use futures::future::BoxFuture;
 use rcgen::{
-    BasicConstraints, CertificateParams, CertifiedIssuer, DnType, ExtendedKeyUsagePurpose, IsCa, KeyPair, SanType,
-    SerialNumber,
+    BasicConstraints, CertificateParams, CertifiedIssuer, CustomExtension, DnType, ExtendedKeyUsagePurpose, IsCa,
+    KeyPair, SanType, SerialNumber,
 };
 use tunnel::{
     Admission, ClockFloor, Edge, EdgeConfig, EpochSource, Hub, HubConfig, Limits, Meter, PeerCertificate, QuicKeys,
@@ -59,8 +59,24 @@ impl Pki {
     }
 
     pub(crate) fn node_identity(&self, node: &str, generation: u64) -> Arc<rustls::sign::SingleCertAndKey> {
+        self.node_identity_with(node, generation, Vec::new())
+    }
+
+    /// One of more than 12 000 bytes.
+    pub(crate) fn large_node_identity(&self, node: &str, generation: u64) -> Arc<rustls::sign::SingleCertAndKey> {
+        let filler = CustomExtension::from_oid_content(&[1, 3, 6, 1, 4, 1, 32_473, 1], vec![4; 12_000]);
+        self.node_identity_with(node, generation, vec![filler])
+    }
+
+    fn node_identity_with(
+        &self,
+        node: &str,
+        generation: u64,
+        extensions: Vec<CustomExtension>,
+    ) -> Arc<rustls::sign::SingleCertAndKey> {
         let key = KeyPair::generate().unwrap();
         let mut params = CertificateParams::default();
+        params.custom_extensions = extensions;
         params.distinguished_name = rcgen::DistinguishedName::new();
         params.distinguished_name.push(DnType::OrganizationName, "system:nodes");
         params

@@ -354,3 +354,11 @@ pub(super) fn proxy_answer(input: &[u8]) -> Result<(), String> {
         _ => Ok(()),
     }
 }
+
+pub(super) fn name(input: &[u8]) -> Result<(), String> {
+    // An address takes its bytes and eleven before them.
+    match tunnel::fuzzing::name_answer(input) {
+        Some(found) if found.len() * 15 > input.len() => Err(format!("{} addresses of {input:?}", found.len())),
+        _ => Ok(()),
+    }
+}

@@ -122,10 +122,12 @@ pub async fn build(config: Config) -> Result<App> {
         revoking.revoke(node);
     };
     tasks.spawn("identity", identity.run(client, revoked, stopped));
-    tasks.spawn(
-        "admin socket",
-        admin::serve(admin_listener, registry, serde_json::to_value(&config)?),
-    );
+    let pages = admin::Pages {
+        registry,
+        tunnel: tunnel.clone(),
+        config: serde_json::to_value(&config)?,
+    };
+    tasks.spawn("admin socket", admin::serve(admin_listener, pages));
     tracing::info!(tunnel = %tunnel.local_addr(), join = %join_address, advertise = config.advertise, "cloudhub is up");
     Ok(App {
         tunnel,

@@ -56,6 +56,18 @@ struct Link {
     received_bytes: u64,
     #[serde(default)]
     silent_seconds: u64,
+    #[serde(default)]
+    metered: bool,
+    /// What goes over it now.
+    #[serde(default)]
+    carries: String,
+    #[serde(default)]
+    today_bytes: u64,
+    #[serde(default)]
+    month_bytes: u64,
+    budget_bytes: Option<u64>,
+    #[serde(default)]
+    budget_spent: bool,
 }
 
 #[derive(Debug, Deserialize)]
@@ -120,7 +132,7 @@ fn render(report: &Report) -> String {
         .map(|path| path.sent_bytes + path.received_bytes)
         .sum();
     let header = [
-        "UPLINK", "STATE", "RTT", "LOSS", "RATE", "SHARE", "SENT", "RECEIVED", "HUB",
+        "UPLINK", "STATE", "RTT", "LOSS", "RATE", "SHARE", "TODAY", "BUDGET", "HUB",
     ];
     let mut rows = vec![header.map(str::to_owned)];
     rows.extend(report.paths.iter().map(|path| row(path, total)));
@@ -165,10 +177,26 @@ fn row(path: &Link, total: u64) -> [String; 9] {
         or_dash(path.loss_percent.map(|percent| format!("{percent:.1} %"))),
         counted(format!("{:.1} Mbit/s", path.bytes_per_second as f64 * 8.0 / 1e6)),
         counted(format!("{share} %")),
-        counted(size(path.sent_bytes)),
-        counted(size(path.received_bytes)),
+        size(path.today_bytes),
+        budget(path),
         counted(path.hub.clone()),
     ]
+}
+
+/// What a metered uplink has carried of what it may this month, and what goes over it now.
+fn budget(path: &Link) -> String {
+    let mut said = Vec::new();
+    if let Some(budget) = path.budget_bytes {
+        let spent = if path.budget_spent { " spent" } else { "" };
+        said.push(format!("{} of {}{spent}", size(path.month_bytes), size(budget)));
+    }
+    if path.metered && !path.carries.is_empty() {
+        said.push(path.carries.clone());
+    }
+    if said.is_empty() {
+        said.push("-".to_owned());
+    }
+    said.join(", ")
 }
 
 /// In decimal units, as uplinks are billed.
@@ -190,10 +218,13 @@ mod tests {
         let report = serde_json::json!({
             "paths": [
                 {"uplink": "g5", "state": "up", "hub": "192.0.2.9:6444", "rttMillis": 31.2, "lossPercent": 4.9, "bytesPerSecond": 5_000_000,
-                 "sentBytes": 1_500, "receivedBytes": 3_000_000, "silentSeconds": 0, "upSeconds": 9, "lostPackets": 4, "suspicions": 0},
+                 "sentBytes": 1_500, "receivedBytes": 3_000_000, "silentSeconds": 0, "upSeconds": 9, "lostPackets": 4, "suspicions": 0,
+                 "todayBytes": 3_200_000, "monthBytes": 9_000_000, "budgetBytes": null, "budgetSpent": false, "metered": false,
+                 "carries": "all", "priority": 0},
                 {"uplink": "lte", "state": "suspect", "hub": "192.0.2.9:6444", "rttMillis": 61.0, "lossPercent": 0.0, "bytesPerSecond": 0,
-                 "sentBytes": 500, "receivedBytes": 0, "silentSeconds": 4},
-                {"uplink": "wifi", "state": "down"},
+                 "sentBytes": 500, "receivedBytes": 0, "silentSeconds": 4, "todayBytes": 600, "monthBytes": 5_400_000_000_u64,
+                 "budgetBytes": 5_368_709_120_u64, "budgetSpent": true, "metered": true, "carries": "control"},
+                {"uplink": "wifi", "state": "down", "metered": false, "todayBytes": 1_000, "monthBytes": 1_000, "budgetBytes": 5_000},
             ],
             "session": {"epoch": 7, "repaired": 3, "reinjected": 2, "duplicated": 1, "skipped": 0},
         });
@@ -203,10 +234,10 @@ mod tests {
         assert_eq!(
             lines,
             [
-                "UPLINK  STATE       RTT    LOSS   RATE         SHARE  SENT    RECEIVED  HUB",
-                "g5      up          31 ms  4.9 %  40.0 Mbit/s  99 %   1.5 kB  3.0 MB    192.0.2.9:6444",
-                "lte     suspect 4s  61 ms  0.0 %  0.0 Mbit/s   0 %    500 B   0 B       192.0.2.9:6444",
-                "wifi    down        -      -      -            -      -       -         -",
+                "UPLINK  STATE       RTT    LOSS   RATE         SHARE  TODAY   BUDGET                              HUB",
+                "g5      up          31 ms  4.9 %  40.0 Mbit/s  99 %   3.2 MB  -                                   192.0.2.9:6444",
+                "lte     suspect 4s  61 ms  0.0 %  0.0 Mbit/s   0 %    600 B   5.40 GB of 5.37 GB spent, control  192.0.2.9:6444",
+                "wifi    down        -      -      -            -      1.0 kB  1.0 kB of 5.0 kB                    -",
                 "",
                 "Session 7: 3 repaired, 2 sent again elsewhere, 1 duplicates dropped, 0 skipped.",
             ]

@@ -63,6 +63,7 @@ fn edge(pki: &Pki, hub: &Hub) -> Edge {
         agent: "a".to_owned(),
         uplinks: tokio::sync::watch::channel(Vec::new()).1,
         clock_floor: ClockFloor::default(),
+        meter: tunnel::Meter::default(),
     })
     .unwrap()
 }

@@ -52,6 +52,8 @@ pub struct HubFlags {
     pub clock_untrusted: bool,
     /// Why what the hub sends is not believed; None where it is.
     pub desired_state_suspect: Option<String>,
+    /// Which uplinks have carried what they may this month; None where none has.
+    pub budget_exceeded: Option<String>,
 }
 
 /// Which pressures hold, with when each was last seen (CLOCK_BOOTTIME).
@@ -157,6 +159,13 @@ pub fn conditions(
             reason,
             message,
         ));
+    }
+    if hub.budget_exceeded.is_some() || known("UplinkBudgetExceeded") {
+        let exceeded = hub.budget_exceeded.is_some();
+        let reason = if exceeded { "MonthlyBudgetSpent" } else { "WithinBudget" };
+        let message = hub.budget_exceeded.clone();
+        let message = message.unwrap_or_else(|| "every uplink is within its monthly budget".to_owned());
+        said.push(Said("UplinkBudgetExceeded", exceeded, reason, message));
     }
     said.into_iter().map(|said| condition(previous, said, wall)).collect()
 }
@@ -289,9 +298,10 @@ mod tests {
         let flags = HubFlags {
             clock_untrusted: true,
             desired_state_suspect: Some("another identity".into()),
+            budget_exceeded: Some("uplink lte".into()),
         };
         let trouble = conditions(&none, &up(), &Pressures::default(), &flags, "t2");
-        assert_eq!(trouble.len(), 6);
+        assert_eq!(trouble.len(), 7);
         let over = conditions(&trouble, &up(), &Pressures::default(), &HubFlags::default(), "t3");
         assert!(
             over.iter()

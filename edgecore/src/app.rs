@@ -99,8 +99,7 @@ pub async fn build(config: EdgecoreConfig) -> Result<App, AppError> {
         supervisor.stop(),
     )?;
     let sessions = link.sessions();
-    let uplinks = link.uplinks();
-    let budgets = link.budgets();
+    let (uplinks, budgets) = (link.uplinks(), link.budgets());
     let metrics = metrics(uplinks.subscribe(), sessions.clone(), budgets.clone());
     kubelet_api.set_metrics(metrics.clone());
 

@@ -286,7 +286,7 @@ impl EdgeHub {
     /// Counts, tells the tunnel what may go over which uplink, and makes durable what was counted.
     async fn keep_budgets(&self) -> Infallible {
         let mut uplinks = self.uplinks.subscribe();
-        let (mut saved, mut saved_at) = (self.budgets.usage(), boottime());
+        let mut saver = budget::Saver::new(self.budgets.usage(), boottime());
         loop {
             tokio::select! {
                 // This holds the sender.
@@ -294,9 +294,8 @@ impl EdgeHub {
                 () = tokio::time::sleep(budget::READ_EVERY) => {}
             }
             let usage = self.look_at_budgets();
-            if usage != saved && boottime().saturating_sub(saved_at) >= budget::SAVE_EVERY {
+            if saver.is_due(&usage, boottime()) {
                 self.save_usage(&usage).await;
-                (saved, saved_at) = (usage, boottime());
             }
         }
     }

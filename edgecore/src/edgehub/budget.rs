@@ -19,7 +19,7 @@ use tunnel::{Carried, Meter, Uplink};
 use crate::config::UplinkConfig;
 
 /// Less than the minute that a reset may lose.
-pub(super) const SAVE_EVERY: Duration = Duration::from_secs(55);
+const SAVE_EVERY: Duration = Duration::from_secs(55);
 /// How often the meter is read, and what a budget may be overrun by.
 pub(super) const READ_EVERY: Duration = Duration::from_secs(1);
 const ROW: &str = "uplink/v1/usage";
@@ -232,6 +232,29 @@ impl Budgets {
     }
 }
 
+/// When what was counted is made durable: when it has changed, and not too often.
+#[derive(Debug)]
+pub(super) struct Saver {
+    saved: BTreeMap<String, Usage>,
+    at: Duration,
+}
+
+impl Saver {
+    /// With what the store has; `now` is CLOCK_BOOTTIME.
+    pub(super) fn new(saved: BTreeMap<String, Usage>, now: Duration) -> Self {
+        Self { saved, at: now }
+    }
+
+    /// Whether this is to be saved now. One that fails is tried again with the next.
+    pub(super) fn is_due(&mut self, usage: &BTreeMap<String, Usage>, now: Duration) -> bool {
+        let due = *usage != self.saved && now.saturating_sub(self.at) >= SAVE_EVERY;
+        if due {
+            *self = Self::new(usage.clone(), now);
+        }
+        due
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -329,5 +352,22 @@ mod tests {
         assert!(budgets.exceeded().is_some());
         budgets.look(Some(at("2026-12-01")));
         assert_eq!((budgets.apply(&uplinks), budgets.exceeded()), (uplinks.to_vec(), None));
+    }
+
+    #[test]
+    fn a_reset_loses_no_more_than_a_minute_and_the_store_is_spared() {
+        let mut usage = BTreeMap::from([("lte".to_owned(), Usage::default())]);
+        let mut saver = Saver::new(usage.clone(), Duration::ZERO);
+        let (mut durable, mut saves) = (0, 0);
+        for second in 1..=3600 {
+            // A byte a second, and half an hour of nothing.
+            let quiet = (600..2400).contains(&second);
+            usage.get_mut("lte").unwrap().add(u64::from(!quiet));
+            if saver.is_due(&usage, Duration::from_secs(second)) {
+                (durable, saves) = (usage["lte"].month, saves + 1);
+            }
+            assert!(usage["lte"].month - durable < 60, "at {second} s");
+        }
+        assert!(saves <= 1800 / 55 + 2, "{saves}");
     }
 }

@@ -33,13 +33,13 @@ fn state(path: &PathReport) -> &'static str {
 
 /// What goes over a path now, in the configuration's words.
 fn carries(carries: Carries) -> &'static str {
-    let has = |priority| carries.has(priority);
-    match () {
-        () if has(Priority::Bulk) => "all",
-        () if has(Priority::Normal) => "normal",
-        () if has(Priority::Interactive) => "interactive",
-        () => "control",
-    }
+    let least = [
+        (Priority::Bulk, "all"),
+        (Priority::Normal, "normal"),
+        (Priority::Interactive, "interactive"),
+    ];
+    let found = least.into_iter().find(|(priority, _)| carries.has(*priority));
+    found.map_or("control", |(_, name)| name)
 }
 
 fn one(path: &PathReport) -> Value {

@@ -135,8 +135,14 @@ pub fn conditions(
         ),
         ready(runtime),
     ];
+    said.extend(own(previous, hub));
+    said.into_iter().map(|said| condition(previous, said, wall)).collect()
+}
+
+/// Kedge's own conditions: they are told once there is something to tell, and from then on.
+fn own(previous: &[Condition], hub: &HubFlags) -> Vec<Said> {
+    let mut said = Vec::new();
     let known = |kind: &str| previous.iter().any(|c| c.kind == kind);
-    // Kedge's own conditions are told once there is something to tell, and from then on.
     if hub.clock_untrusted || known("ClockUntrusted") {
         let (reason, message) = if hub.clock_untrusted {
             ("NoTimeSource", "nobody has told this node the time since it booted")
@@ -167,7 +173,7 @@ pub fn conditions(
         let message = message.unwrap_or_else(|| "every uplink is within its monthly budget".to_owned());
         said.push(Said("UplinkBudgetExceeded", exceeded, reason, message));
     }
-    said.into_iter().map(|said| condition(previous, said, wall)).collect()
+    said
 }
 
 /// kubelet's events for the conditions that changed. The first look at a new node tells all, as kubelet does.

@@ -18,6 +18,8 @@ const ANSWER_WITHIN: Duration = Duration::from_secs(5);
 const MAX_ANSWER: usize = 256 * 1024;
 /// How often -w looks.
 const INTERVAL: Duration = Duration::from_secs(1);
+/// A link that loses more is named, percent: a good radio link loses less than one.
+const BAD_LOSS: f64 = 2.0;
 
 #[derive(Debug, ClapArgs)]
 pub(crate) struct Args {
@@ -80,25 +82,29 @@ struct Session {
 }
 
 pub(crate) async fn run(args: Args) -> Result<()> {
-    loop {
-        let text = timeout(ANSWER_WITHIN, fetch(&args.socket))
-            .await
-            .with_context(|| format!("edgecore at {} does not answer", args.socket.display()))??;
-        if args.json {
-            println!("{}", String::from_utf8_lossy(&text));
-            return Ok(());
-        }
-        let report: Report = serde_json::from_slice(&text).context("edgecore's answer")?;
-        if args.watch {
+    if args.watch {
+        loop {
+            // edgecore may be started again meanwhile.
+            let shown = look(&args).await.unwrap_or_else(|error| format!("{error:#}"));
             // Clear the screen, cursor to its corner.
-            print!("\x1b[2J\x1b[H");
+            println!("\x1b[2J\x1b[H{shown}");
+            tokio::time::sleep(INTERVAL).await;
         }
-        println!("{}", render(&report));
-        if !args.watch {
-            return Ok(());
-        }
-        tokio::time::sleep(INTERVAL).await;
     }
+    println!("{}", look(&args).await?);
+    Ok(())
+}
+
+/// What there is to show now.
+async fn look(args: &Args) -> Result<String> {
+    let text = timeout(ANSWER_WITHIN, fetch(&args.socket))
+        .await
+        .with_context(|| format!("edgecore at {} does not answer", args.socket.display()))??;
+    if args.json {
+        return Ok(String::from_utf8_lossy(&text).into_owned());
+    }
+    let report: Report = serde_json::from_slice(&text).context("edgecore's answer")?;
+    Ok(render(&report))
 }
 
 async fn fetch(socket: &Path) -> Result<Bytes> {
@@ -150,6 +156,10 @@ fn render(report: &Report) -> String {
         text.push('\n');
     }
     text.push('\n');
+    for trouble in report.paths.iter().filter_map(trouble) {
+        text.push_str(&trouble);
+        text.push('\n');
+    }
     text.push_str(&match &report.session {
         None => "No session with the hub.".to_owned(),
         Some(session) => format!(
@@ -181,6 +191,19 @@ fn row(path: &Link, total: u64) -> [String; 9] {
         budget(path),
         counted(path.hub.clone()),
     ]
+}
+
+/// What is wrong with an uplink.
+fn trouble(path: &Link) -> Option<String> {
+    let name = &path.uplink;
+    let lost = path.loss_percent.unwrap_or(0.0);
+    match path.state.as_str() {
+        "down" => Some(format!("{name}: no connection to the hub.")),
+        "suspect" => Some(format!("{name}: no answer for {} s.", path.silent_seconds)),
+        _ if lost >= BAD_LOSS => Some(format!("{name}: {lost:.1} % of its packets are lost.")),
+        _ if path.budget_spent => Some(format!("{name}: its budget of this month is spent.")),
+        _ => None,
+    }
 }
 
 /// What a metered uplink has carried of what it may this month, and what goes over it now.
@@ -234,11 +257,14 @@ mod tests {
         assert_eq!(
             lines,
             [
-                "UPLINK  STATE       RTT    LOSS   RATE         SHARE  TODAY   BUDGET                              HUB",
-                "g5      up          31 ms  4.9 %  40.0 Mbit/s  99 %   3.2 MB  -                                   192.0.2.9:6444",
+                "UPLINK  STATE       RTT    LOSS   RATE         SHARE  TODAY   BUDGET                             HUB",
+                "g5      up          31 ms  4.9 %  40.0 Mbit/s  99 %   3.2 MB  -                                  192.0.2.9:6444",
                 "lte     suspect 4s  61 ms  0.0 %  0.0 Mbit/s   0 %    600 B   5.40 GB of 5.37 GB spent, control  192.0.2.9:6444",
-                "wifi    down        -      -      -            -      1.0 kB  1.0 kB of 5.0 kB                    -",
+                "wifi    down        -      -      -            -      1.0 kB  1.0 kB of 5.0 kB                   -",
                 "",
+                "g5: 4.9 % of its packets are lost.",
+                "lte: no answer for 4 s.",
+                "wifi: no connection to the hub.",
                 "Session 7: 3 repaired, 2 sent again elsewhere, 1 duplicates dropped, 0 skipped.",
             ]
         );

@@ -1,13 +1,14 @@
-//! The admin socket: a unix socket of mode 0600. `/healthz`, `/readyz`, `/configz`, `/debug/nodes`. It reads only.
+//! The admin socket: a unix socket of mode 0600. `/healthz`, `/readyz`, `/configz`, `/metrics`, `/debug/nodes`, `/debug/paths`. It reads only.
 
 use std::convert::Infallible;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use bytes::Bytes;
-use http::{Request, Response, StatusCode};
+use http::{HeaderValue, Request, Response, StatusCode};
 use http_body_util::Full;
 use hyper::body::Incoming;
 use hyper::service::service_fn;
@@ -17,6 +18,7 @@ use serde_json::Value;
 use tokio::net::{UnixListener, UnixStream};
 use tokio::task::JoinSet;
 
+use crate::links;
 use crate::registry::Registry;
 
 /// A whole connection ends within this.
@@ -45,8 +47,20 @@ pub fn bind(path: &Path) -> Result<UnixListener> {
     Ok(listener)
 }
 
+/// What the pages show.
+#[derive(Debug, Clone)]
+pub struct Pages {
+    /// Which nodes there are.
+    pub registry: Registry,
+    /// Their sessions.
+    pub tunnel: Arc<tunnel::Hub>,
+    /// The effective configuration.
+    pub config: Value,
+}
+
 /// Serves the socket until it is dropped.
-pub async fn serve(listener: UnixListener, registry: Registry, config: Value) {
+pub async fn serve(listener: UnixListener, pages: Pages) {
+    let pages = Arc::new(pages);
     let mut tasks = JoinSet::new();
     let places = Places::new(MAX_CONNECTIONS);
     loop {
@@ -56,7 +70,7 @@ pub async fn serve(listener: UnixListener, registry: Registry, config: Value) {
             accepted = listener.accept() => match accepted {
                 // Nobody has to say who he is here, so there is always one to oust.
                 Ok((stream, _)) => if let Some(place) = places.take() {
-                    tasks.spawn(connection(stream, place, (registry.clone(), config.clone())));
+                    tasks.spawn(connection(stream, place, pages.clone()));
                 },
                 Err(error) => {
                     tracing::warn!(%error, "cannot accept on the admin socket");
@@ -68,9 +82,9 @@ pub async fn serve(listener: UnixListener, registry: Registry, config: Value) {
     }
 }
 
-async fn connection(stream: UnixStream, place: Place, (registry, config): (Registry, Value)) {
+async fn connection(stream: UnixStream, place: Place, pages: Arc<Pages>) {
     let service = service_fn(move |request: Request<Incoming>| {
-        let response = answer(request.uri().path(), &registry, &config);
+        let response = answer(request.uri().path(), &pages);
         async move { Ok::<_, Infallible>(response) }
     });
     let connection = hyper::server::conn::http1::Builder::new()
@@ -84,19 +98,25 @@ async fn connection(stream: UnixStream, place: Place, (registry, config): (Regis
     }
 }
 
-fn answer(path: &str, registry: &Registry, config: &Value) -> Response<Full<Bytes>> {
+fn answer(path: &str, pages: &Pages) -> Response<Full<Bytes>> {
     let (code, text) = match path {
         "/healthz" => (StatusCode::OK, "ok\n".to_owned()),
-        "/readyz" if registry.is_synced() => (StatusCode::OK, "ok\n".to_owned()),
+        "/readyz" if pages.registry.is_synced() => (StatusCode::OK, "ok\n".to_owned()),
         "/readyz" => (
             StatusCode::SERVICE_UNAVAILABLE,
             "the API has not been listed yet\n".to_owned(),
         ),
-        "/configz" => (StatusCode::OK, config.to_string()),
-        "/debug/nodes" => (StatusCode::OK, registry.summary().to_string()),
+        "/configz" => (StatusCode::OK, pages.config.to_string()),
+        "/metrics" => (StatusCode::OK, links::metrics(&pages.tunnel.sessions())),
+        "/debug/nodes" => (StatusCode::OK, pages.registry.summary().to_string()),
+        "/debug/paths" => (StatusCode::OK, links::report(&pages.tunnel.sessions()).to_string()),
         _ => (StatusCode::NOT_FOUND, format!("there is no {path}\n")),
     };
     let mut response = Response::new(Full::new(Bytes::from(text)));
     *response.status_mut() = code;
+    if path == "/metrics" {
+        let format = HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");
+        response.headers_mut().insert(http::header::CONTENT_TYPE, format);
+    }
     response
 }

@@ -93,11 +93,7 @@ pub async fn build(config: Config) -> Result<App> {
     let points = if config.embedded { Points::ByApi } else { Points::ByHub };
     let registry = Registry::new(api.clone(), points);
     let tunnel = Arc::new(bind_tunnel(&config, &identity)?);
-    let tunnel_address = format!("{}:{}", config.advertise, tunnel.local_addr().port());
-    let certificate = identity.serving(std::slice::from_ref(&config.advertise))?;
-    let join = JoinListener::bind(config.join_listen, identity.clone(), certificate, vec![tunnel_address])
-        .await?
-        .shared_with(tunnel.tcp_door());
+    let join = bind_join(&config, &identity, &tunnel).await?;
     let proxy = Arc::new(KubeletProxy::new(kubelet_proxy::Config {
         advertise: config.advertise.clone(),
         ports: config.ports()?,
@@ -124,10 +120,12 @@ pub async fn build(config: Config) -> Result<App> {
         revoking.revoke(node);
     };
     tasks.spawn("identity", identity.run(client, revoked, stopped));
-    tasks.spawn(
-        "admin socket",
-        admin::serve(admin_listener, registry, serde_json::to_value(&config)?),
-    );
+    let pages = admin::Pages {
+        registry,
+        tunnel: tunnel.clone(),
+        config: serde_json::to_value(&config)?,
+    };
+    tasks.spawn("admin socket", admin::serve(admin_listener, pages));
     tracing::info!(tunnel = %tunnel.local_addr(), join = %join_address, advertise = config.advertise, "cloudhub is up");
     Ok(App {
         tunnel,
@@ -137,6 +135,14 @@ pub async fn build(config: Config) -> Result<App> {
         stop_api,
         embedded: config.embedded,
     })
+}
+
+/// The join listener, whose port the tunnel shares for sites that block UDP.
+async fn bind_join(config: &Config, identity: &Arc<Identity>, tunnel: &tunnel::Hub) -> Result<JoinListener> {
+    let tunnel_address = format!("{}:{}", config.advertise, tunnel.local_addr().port());
+    let certificate = identity.serving(std::slice::from_ref(&config.advertise))?;
+    let listener = JoinListener::bind(config.join_listen, identity.clone(), certificate, vec![tunnel_address]);
+    Ok(listener.await?.shared_with(tunnel.tcp_door()))
 }
 
 async fn kube_config(config: &Config) -> Result<kube::Config> {

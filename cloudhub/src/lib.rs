@@ -14,6 +14,7 @@ pub mod identity;
 pub mod kube_api;
 pub mod kubelet_proxy;
 pub mod lineage;
+mod links;
 pub mod node_api;
 pub mod registry;
 pub mod reports;

@@ -58,7 +58,7 @@ impl Site {
     }
 
     /// `tunnel` makes the one that shares the listener's port.
-    async fn start_with(tunnel: impl FnOnce(&Identity) -> Option<tunnel::TcpDoor>) -> Self {
+    async fn start_with(tunnel: impl FnOnce(&Arc<Identity>) -> Option<tunnel::TcpDoor>) -> Self {
         let store = Arc::new(Secrets::default());
         let identity = Identity::load_from(store.clone()).await.unwrap();
         let values = [
@@ -188,7 +188,7 @@ async fn bad_requests_get_their_reason_and_the_listener_lives() {
     assert_eq!(status, 200, "{answer}");
 }
 
-fn tunnel_of(identity: &Identity) -> Hub {
+fn tunnel_of(identity: &Arc<Identity>) -> Hub {
     Hub::bind(HubConfig {
         listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 0)),
         listen_tcp: Vec::new(),
@@ -228,6 +228,7 @@ fn edge(site: &Site, certificate: &[u8], key: &KeyPair) -> Edge {
         uplinks: tokio::sync::watch::channel(Vec::new()).1,
         fallback: Fallback { ports, proxy: None },
         clock_floor: ClockFloor::default(),
+        meter: tunnel::Meter::default(),
     })
     .unwrap()
 }

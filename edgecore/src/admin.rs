@@ -46,6 +46,8 @@ pub struct Pages {
     pub config: Value,
     /// Whether the node is ready.
     pub node: watch::Receiver<Arc<NodeInfo>>,
+    /// More of `/metrics`.
+    pub metrics: crate::metrics::Source,
     /// `/debug/NAME`.
     pub debug: Vec<(&'static str, Source)>,
 }
@@ -143,7 +145,7 @@ fn page<B>(pages: &Pages, request: &Request<B>) -> Response<Body> {
             StatusCode::SERVICE_UNAVAILABLE,
             "the container runtime or its network is not ready",
         ),
-        "/metrics" => answer::metrics(crate::metrics::process()),
+        "/metrics" => answer::metrics(pages.metrics.with_process()),
         "/configz" => answer::json(&pages.config),
         path => match pages
             .debug
@@ -170,6 +172,7 @@ mod tests {
         let pages = |node| Pages {
             config: "c".into(),
             node,
+            metrics: crate::metrics::Source::new(|| "uplinks 3\n".to_owned()),
             debug: vec![("pods", Box::new(|| "p".into()))],
         };
         drop(Admin::bind(&path, pages(receiver.clone())).unwrap());
@@ -195,6 +198,7 @@ mod tests {
         for page in ["/healthz", "/readyz", "/metrics", "/configz", "/debug/pods"] {
             assert!(get(page).await.starts_with("HTTP/1.1 200"), "{page}");
         }
+        assert!(get("/metrics").await.ends_with("\nuplinks 3\n"));
         assert!(get("/debug/none").await.starts_with("HTTP/1.1 404"));
     }
 }

@@ -21,7 +21,7 @@ use tokio::sync::watch;
 
 use crate::admin::{Admin, AdminError, Pages};
 use crate::config::{self, EdgecoreConfig};
-use crate::edgehub::EdgeHub;
+use crate::edgehub::{self, Budgets, EdgeHub};
 use crate::kubelet_api::KubeletApi;
 use crate::kubelet_api::pods::PodSource;
 use crate::node::{NodeInfo, NodeManager};
@@ -101,9 +101,11 @@ pub async fn build(config: EdgecoreConfig) -> Result<App, AppError> {
         supervisor.stop(),
     )?;
     let sessions = link.sessions();
-    let uplinks = link.uplinks();
+    let (uplinks, budgets) = (link.uplinks(), link.budgets());
     let feeder = Uplinks::new(config.clone(), uplinks.clone(), sessions.clone());
     supervisor.forever("uplinks", feeder.run());
+    let metrics = metrics(uplinks.subscribe(), sessions.clone(), budgets.clone());
+    kubelet_api.set_metrics(metrics.clone());
 
     let recorder = Recorder::new(Arc::new(store.clone()), &config.node_name)?;
     supervisor.until_stop("events", events(recorder.clone(), supervisor.stop()));
@@ -136,7 +138,8 @@ pub async fn build(config: EdgecoreConfig) -> Result<App, AppError> {
     let pages = Pages {
         config: json!(*config),
         node: node_info,
-        debug: debug_pages(&store, uplinks.subscribe(), sessions, views),
+        metrics,
+        debug: debug_pages(&store, (uplinks.subscribe(), budgets), sessions, views),
     };
     supervisor.forever("admin", Admin::bind(&config.admin_socket, pages)?.run());
     Ok(App {
@@ -283,9 +286,20 @@ async fn open_store(config: &EdgecoreConfig) -> Result<(Store, bool), AppError> 
     Ok((store, whole))
 }
 
+/// What the tunnel says of itself to Prometheus.
+fn metrics(
+    uplinks: watch::Receiver<Vec<tunnel::Uplink>>,
+    sessions: watch::Receiver<Option<tunnel::Session>>,
+    budgets: Budgets,
+) -> crate::metrics::Source {
+    crate::metrics::Source::new(move || {
+        edgehub::paths::metrics(&uplinks.borrow(), sessions.borrow().as_ref(), &budgets)
+    })
+}
+
 fn debug_pages(
     store: &Store,
-    uplinks: watch::Receiver<Vec<tunnel::Uplink>>,
+    (uplinks, budgets): (watch::Receiver<Vec<tunnel::Uplink>>, Budgets),
     sessions: watch::Receiver<Option<tunnel::Session>>,
     views: watch::Receiver<Arc<Vec<pods::PodView>>>,
 ) -> Vec<(&'static str, crate::admin::Source)> {
@@ -296,7 +310,7 @@ fn debug_pages(
     };
     let list = move || pods.pods().into_iter().map(pod).collect();
     let paths = sessions.clone();
-    let paths = move || crate::edgehub::paths::report(&uplinks.borrow(), paths.borrow().as_ref());
+    let paths = move || edgehub::paths::report(&uplinks.borrow(), paths.borrow().as_ref(), &budgets);
     let session = move || {
         let one = |session: &tunnel::Session| {
             let peer = session.peer();
@@ -312,7 +326,7 @@ fn debug_pages(
     let workers = move || views.borrow().iter().map(worker).collect();
     let objects = store.clone();
     vec![
-        ("objects", Box::new(move || crate::edgehub::held_versions(&objects))),
+        ("objects", Box::new(move || edgehub::held_versions(&objects))),
         ("paths", Box::new(paths)),
         ("pods", Box::new(list)),
         ("sessions", Box::new(session)),

@@ -5,13 +5,15 @@
 //! to be decided: empty paths are filled in, and [`EdgecoreConfig::validate`] has agreed.
 
 mod fallback;
+mod metered;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-pub use fallback::FallbackConfig;
+pub use self::fallback::FallbackConfig;
+pub use self::metered::{MeteredConfig, Traffic};
 
 /// The only version there is.
 pub const API_VERSION: &str = "kedge.dev/v1alpha1";
@@ -275,9 +277,26 @@ pub struct UplinkConfig {
     /// The network device that its packets leave by; none: the default route.
     #[serde(default)]
     pub device: Option<String>,
-    /// Each byte costs: an idle link is asked every 25 s whether it is there, not every 8.
+    /// The higher goes first; the others carry what it does not take at once, and all when it is dead. A metered one comes after all others.
     #[serde(default)]
-    pub metered: bool,
+    pub priority: i32,
+    /// Each byte costs: what may go over it, and how much. `true` is control alone without a budget. None: everything goes.
+    #[serde(
+        default,
+        deserialize_with = "metered::deserialize",
+        skip_serializing_if = "Option::is_none"
+    )]
+    pub metered: Option<MeteredConfig>,
+}
+
+impl UplinkConfig {
+    /// As the tunnel knows it, while its budget is not spent.
+    pub fn policy(&self) -> tunnel::bond::Policy {
+        tunnel::bond::Policy {
+            priority: self.priority,
+            ..self.metered.as_ref().map(MeteredConfig::policy).unwrap_or_default()
+        }
+    }
 }
 
 /// The Kubernetes API as pods see it.
@@ -411,6 +430,7 @@ impl EdgecoreConfig {
             check(named, "uplinks.name", &uplink.name, "a name of 1 to 64 bytes")?;
             let twice = self.uplinks[..at].iter().any(|other| other.name == uplink.name);
             check(!twice, "uplinks.name", &uplink.name, "a name that no other uplink has")?;
+            uplink.metered.as_ref().map_or(Ok(()), MeteredConfig::validate)?;
         }
         self.kubelet.validate()
     }
@@ -536,11 +556,42 @@ mod tests {
             parse(&format!("{{{head}, uplinks: [{uplinks}]}}"))
         };
         let config = with("{name: lte, device: wwan0, metered: true}, {name: wifi}").unwrap();
-        assert!(config.uplinks[0].metered && !config.uplinks[1].metered);
+        assert_eq!(config.uplinks[0].metered, Some(MeteredConfig::default()));
+        assert_eq!(config.uplinks[1].metered, None);
+        let all = "{name: wifi, priority: 10, metered: false}, {name: lte, metered: {allow: interactive, whenAlone: all, monthlyBudget: 5Gi, rateBudget: 2M, resetDay: 5}}";
+        let config = with(all).unwrap();
+        let lte = config.uplinks[1].metered.clone().unwrap();
+        assert_eq!((lte.allow, lte.when_alone), (Traffic::Interactive, Traffic::All));
+        assert_eq!((lte.budget(), lte.reset_day), (Some(5 << 30), 5));
+        assert_eq!(config.uplinks[1].policy().rate.map(u64::from), Some(250_000));
+        assert_eq!(
+            (config.uplinks[0].policy().priority, &config.uplinks[0].metered),
+            (10, &None)
+        );
+        assert_eq!(parse(&config.to_yaml()).unwrap(), config);
         for (wrong, named) in [
             ("{name: ''}", "\"\""),
             ("{name: a}, {name: a}", "\"a\""),
             ("{name: a, metred: true}", "metred"),
+            ("{name: a, priority: high}", "uplinks[0].priority"),
+            ("{name: a, metered: often}", "uplinks[0].metered"),
+            ("{name: a, metered: {alow: all}}", "alow"),
+            ("{name: a, metered: {allow: bulk}}", "uplinks[0].metered.allow"),
+            ("{name: a, metered: {whenAlone: 7}}", "uplinks[0].metered.whenAlone"),
+            (
+                "{name: a, metered: {monthlyBudget: 5Gx}}",
+                "uplinks.metered.monthlyBudget: \"5Gx\"",
+            ),
+            (
+                "{name: a, metered: {monthlyBudget: '0'}}",
+                "uplinks.metered.monthlyBudget: \"0\"",
+            ),
+            (
+                "{name: a, metered: {rateBudget: 1k}}",
+                "uplinks.metered.rateBudget: \"1k\"",
+            ),
+            ("{name: a, metered: {resetDay: 31}}", "uplinks.metered.resetDay: \"31\""),
+            ("{name: a, metered: {resetDay: -1}}", "uplinks[0].metered.resetDay"),
         ] {
             let error = with(wrong).unwrap_err().to_string();
             assert!(error.contains(named), "{error}");

@@ -2,6 +2,7 @@
 //!
 //! - hub → tunnel → [`relay::Link`] → [`relay::Replica`] (may it be believed?) → store: committed, then acknowledged
 //! - store's status, gone and event rows → [`outbox`] → link → hub; gone and event rows are deleted when the hub has them
+//! - what each uplink has carried → [`Budgets`] → what may go over which, and the Node's UplinkBudgetExceeded
 //! - streams that the hub opens → the kubelet API; [`HubApi`] opens streams of its own for tokens
 //!
 //! State: what survives is in the store under `relay/v1/` ([`rows`]): the incarnation, the last epoch, from which API the
@@ -9,12 +10,14 @@
 //! but the attempts to reach one; nothing else of the agent waits for them.
 
 mod api;
+mod budget;
 mod clock;
 mod outbox;
 pub mod paths;
 mod rows;
 mod session;
 
+use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -23,13 +26,14 @@ use metastore::Store;
 use tokio::sync::watch;
 use tunnel::{ClockFloor, Edge, EdgeConfig, Session, Uplink};
 
-use crate::config::{EdgecoreConfig, UplinkConfig};
+use crate::config::{EdgecoreConfig, Traffic, UplinkConfig};
 use crate::kubelet_api::KubeletApi;
 use crate::node::boottime;
 use crate::node::conditions::HubFlags;
 use crate::rotation::{Pki, PkiError, Rotation};
 
 pub use api::HubApi;
+pub use budget::Budgets;
 
 /// After an error that no waiting inside the tunnel covers: certificates that cannot be read, a refusal.
 const PAUSE: Duration = Duration::from_secs(5);
@@ -51,6 +55,9 @@ pub struct EdgeHub {
     flags: watch::Sender<HubFlags>,
     sessions: watch::Sender<Option<Session>>,
     uplinks: watch::Sender<Vec<Uplink>>,
+    /// The same with the policies that hold now: what the tunnel is given.
+    obeyed: watch::Sender<Vec<Uplink>>,
+    budgets: Budgets,
     complete: watch::Sender<bool>,
     stop: watch::Receiver<bool>,
     floor: ClockFloor,
@@ -75,18 +82,23 @@ impl EdgeHub {
         let clock_untrusted = clock::is_untrusted(wall(), boottime(), floor.get(), None);
         // A node that works alone has all that it ever will.
         let complete = state.synced || (whole && config.hub.addresses.is_empty());
+        let budgets = Budgets::new(&config.uplinks, &store)?;
         let flags = HubFlags {
             clock_untrusted,
             desired_state_suspect: state.forked.clone(),
+            budget_exceeded: budgets.exceeded(),
         };
-        let uplinks = config.uplinks.iter().map(uplink).collect();
+        let uplinks: Vec<_> = config.uplinks.iter().map(uplink).collect();
+        warn_of_silence(&config.uplinks);
         Ok(Self {
             config,
             store,
             kubelet_api,
             flags: watch::Sender::new(flags),
             sessions: watch::Sender::new(None),
+            obeyed: watch::Sender::new(budgets.apply(&uplinks)),
             uplinks: watch::Sender::new(uplinks),
+            budgets,
             complete: watch::Sender::new(complete),
             stop,
             floor,
@@ -115,6 +127,11 @@ impl EdgeHub {
         self.uplinks.clone()
     }
 
+    /// What they have carried.
+    pub fn budgets(&self) -> Budgets {
+        self.budgets.clone()
+    }
+
     /// What pods ask of the API.
     pub fn api(&self) -> HubApi {
         HubApi::new(self.sessions.subscribe())
@@ -126,7 +143,9 @@ impl EdgeHub {
             biased;
             () = self.work() => {}
             never = self.watch_clock() => match never {},
+            never = self.keep_budgets() => match never {},
         }
+        self.save_usage(&self.look_at_budgets()).await;
     }
 
     async fn work(&self) {
@@ -194,9 +213,10 @@ impl EdgeHub {
             epochs: Arc::new(rows::Epochs::new(self.store.clone())),
             boot_id: crate::node::machine::identity().boot_id,
             agent: self.agent.clone(),
-            uplinks: self.uplinks.subscribe(),
+            uplinks: self.obeyed.subscribe(),
             fallback: self.config.hub.over_tcp(),
             clock_floor: self.floor.clone(),
+            meter: self.budgets.meter(),
         };
         Ok(Edge::new(config)?)
     }
@@ -263,9 +283,67 @@ impl EdgeHub {
     }
 }
 
+impl EdgeHub {
+    /// Counts, tells the tunnel what may go over which uplink, and makes durable what was counted.
+    async fn keep_budgets(&self) -> Infallible {
+        let mut uplinks = self.uplinks.subscribe();
+        let mut saver = budget::Saver::new(self.budgets.usage(), boottime());
+        loop {
+            tokio::select! {
+                // This holds the sender.
+                _ = uplinks.changed() => {}
+                () = tokio::time::sleep(budget::READ_EVERY) => {}
+            }
+            let usage = self.look_at_budgets();
+            if saver.is_due(&usage, boottime()) {
+                self.save_usage(&usage).await;
+            }
+        }
+    }
+
+    fn look_at_budgets(&self) -> BTreeMap<String, budget::Usage> {
+        let told = *self.told.lock().unwrap_or_else(PoisonError::into_inner);
+        self.budgets
+            .look(told.map(|told| told.time + boottime().saturating_sub(told.at)));
+        let obeyed = self.budgets.apply(&self.uplinks.borrow());
+        self.obeyed.send_if_modified(|known| {
+            let changes = *known != obeyed;
+            *known = obeyed;
+            changes
+        });
+        let exceeded = self.budgets.exceeded();
+        self.flags.send_if_modified(|flags| {
+            let changed = flags.budget_exceeded != exceeded;
+            if changed {
+                tracing::warn!(exceeded = exceeded.as_deref().unwrap_or("none"), "UplinkBudgetExceeded");
+            }
+            flags.budget_exceeded = exceeded;
+            changed
+        });
+        self.budgets.usage()
+    }
+
+    async fn save_usage(&self, usage: &BTreeMap<String, budget::Usage>) {
+        if let Err(error) = Budgets::save(&self.store, usage).await {
+            tracing::warn!(%error, "could not store what the uplinks have carried");
+        }
+    }
+}
+
+/// A robot whose every uplink is metered and carries control alone then gets no pods, which nobody may have meant.
+fn warn_of_silence(uplinks: &[UplinkConfig]) {
+    let control = |uplink: &UplinkConfig| {
+        let metered = uplink.metered.as_ref();
+        metered.is_some_and(|metered| metered.when_alone == Traffic::Control)
+    };
+    if !uplinks.is_empty() && uplinks.iter().all(control) {
+        tracing::warn!("each uplink is metered with whenAlone: control: neither specs nor status will go over any");
+    }
+}
+
 fn uplink(config: &UplinkConfig) -> Uplink {
     Uplink {
-        metered: config.metered,
+        policy: config.policy(),
         ..Uplink::new(&config.name, config.device.as_deref())
     }
 }

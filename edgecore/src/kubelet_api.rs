@@ -16,7 +16,7 @@ pub mod stream;
 
 use std::convert::Infallible;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use cri::{ContainerFilter, ContainerState, Runtime, SandboxFilter, SandboxState};
@@ -29,6 +29,7 @@ use time::OffsetDateTime;
 use tokio::io::{AsyncRead, AsyncWrite};
 
 use crate::config::EdgecoreConfig;
+use crate::metrics;
 use answer::{Body, Refusal};
 use logs::LogReader;
 use pods::{PodEntry, PodSource};
@@ -56,6 +57,7 @@ struct Inner {
     runtime: Arc<dyn Runtime>,
     pods: Arc<dyn PodSource>,
     stats: stats::Collector,
+    metrics: OnceLock<metrics::Source>,
 }
 
 /// Where the connection finds the pipe that a request left behind.
@@ -80,8 +82,14 @@ impl KubeletApi {
             runtime,
             pods,
             stats: stats::Collector::default(),
+            metrics: OnceLock::new(),
         };
         Self { inner: Arc::new(inner) }
+    }
+
+    /// What `/metrics` says beside the process's own; the first word counts.
+    pub fn set_metrics(&self, metrics: metrics::Source) {
+        let _ = self.inner.metrics.set(metrics);
     }
 
     /// Serves one stream to its end. A caller that breaks off is nobody's error.
@@ -186,7 +194,13 @@ impl Inner {
             ["pods"] => Ok(answer::json(&pods::list(self.pods.pods().iter().map(PodEntry::whole)))),
             ["runningpods"] => self.running_pods().await,
             ["configz"] => Ok(answer::json(&self.config)),
-            ["metrics"] => Ok(answer::metrics(crate::metrics::process())),
+            ["metrics"] => {
+                let all = self
+                    .metrics
+                    .get()
+                    .map_or_else(metrics::process, metrics::Source::with_process);
+                Ok(answer::metrics(all))
+            }
             ["metrics", "resource"] => Ok(answer::metrics(stats::resource_metrics(&self.usage().await))),
             ["stats", "summary"] => Ok(answer::json(&stats::summary(&self.node_name, &self.usage().await))),
             _ => Err(no_page()),

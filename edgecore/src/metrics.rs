@@ -1,5 +1,29 @@
 //! What the process says of itself in Prometheus' text format.
 
+use std::sync::Arc;
+
+/// What another part says of itself in the same format.
+#[derive(Clone)]
+pub struct Source(Arc<dyn Fn() -> String + Send + Sync>);
+
+impl std::fmt::Debug for Source {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Source").finish_non_exhaustive()
+    }
+}
+
+impl Source {
+    /// Asked at each scrape.
+    pub fn new(read: impl Fn() -> String + Send + Sync + 'static) -> Self {
+        Self(Arc::new(read))
+    }
+
+    /// The process's own and this part's.
+    pub fn with_process(&self) -> String {
+        process() + &(self.0)()
+    }
+}
+
 /// The families that every Prometheus client library gives.
 pub fn process() -> String {
     let statm = std::fs::read_to_string("/proc/self/statm").unwrap_or_default();

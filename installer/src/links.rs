@@ -18,6 +18,8 @@ const ANSWER_WITHIN: Duration = Duration::from_secs(5);
 const MAX_ANSWER: usize = 256 * 1024;
 /// How often -w looks.
 const INTERVAL: Duration = Duration::from_secs(1);
+/// A link that loses more is named, percent: a good radio link loses less than one.
+const BAD_LOSS: f64 = 2.0;
 
 #[derive(Debug, ClapArgs)]
 pub(crate) struct Args {
@@ -59,6 +61,18 @@ struct Link {
     received_bytes: u64,
     #[serde(default)]
     silent_seconds: u64,
+    #[serde(default)]
+    metered: bool,
+    /// What goes over it now.
+    #[serde(default)]
+    carries: String,
+    #[serde(default)]
+    today_bytes: u64,
+    #[serde(default)]
+    month_bytes: u64,
+    budget_bytes: Option<u64>,
+    #[serde(default)]
+    budget_spent: bool,
 }
 
 #[derive(Debug, Deserialize)]
@@ -71,25 +85,29 @@ struct Session {
 }
 
 pub(crate) async fn run(args: Args) -> Result<()> {
-    loop {
-        let text = timeout(ANSWER_WITHIN, fetch(&args.socket))
-            .await
-            .with_context(|| format!("edgecore at {} does not answer", args.socket.display()))??;
-        if args.json {
-            println!("{}", String::from_utf8_lossy(&text));
-            return Ok(());
-        }
-        let report: Report = serde_json::from_slice(&text).context("edgecore's answer")?;
-        if args.watch {
+    if args.watch {
+        loop {
+            // edgecore may be started again meanwhile.
+            let shown = look(&args).await.unwrap_or_else(|error| format!("{error:#}"));
             // Clear the screen, cursor to its corner.
-            print!("\x1b[2J\x1b[H");
+            println!("\x1b[2J\x1b[H{shown}");
+            tokio::time::sleep(INTERVAL).await;
         }
-        println!("{}", render(&report));
-        if !args.watch {
-            return Ok(());
-        }
-        tokio::time::sleep(INTERVAL).await;
     }
+    println!("{}", look(&args).await?);
+    Ok(())
+}
+
+/// What there is to show now.
+async fn look(args: &Args) -> Result<String> {
+    let text = timeout(ANSWER_WITHIN, fetch(&args.socket))
+        .await
+        .with_context(|| format!("edgecore at {} does not answer", args.socket.display()))??;
+    if args.json {
+        return Ok(String::from_utf8_lossy(&text).into_owned());
+    }
+    let report: Report = serde_json::from_slice(&text).context("edgecore's answer")?;
+    Ok(render(&report))
 }
 
 async fn fetch(socket: &Path) -> Result<Bytes> {
@@ -123,7 +141,7 @@ fn render(report: &Report) -> String {
         .map(|path| path.sent_bytes + path.received_bytes)
         .sum();
     let header = [
-        "UPLINK", "STATE", "OVER", "RTT", "LOSS", "RATE", "SHARE", "SENT", "RECEIVED", "HUB",
+        "UPLINK", "STATE", "OVER", "RTT", "LOSS", "RATE", "SHARE", "TODAY", "BUDGET", "HUB",
     ];
     let mut rows = vec![header.map(str::to_owned)];
     rows.extend(report.paths.iter().map(|path| row(path, total)));
@@ -141,6 +159,10 @@ fn render(report: &Report) -> String {
         text.push('\n');
     }
     text.push('\n');
+    for trouble in report.paths.iter().filter_map(trouble) {
+        text.push_str(&trouble);
+        text.push('\n');
+    }
     text.push_str(&match &report.session {
         None => "No session with the hub.".to_owned(),
         Some(session) => format!(
@@ -169,10 +191,39 @@ fn row(path: &Link, total: u64) -> [String; 10] {
         or_dash(path.loss_percent.map(|percent| format!("{percent:.1} %"))),
         counted(format!("{:.1} Mbit/s", path.bytes_per_second as f64 * 8.0 / 1e6)),
         counted(format!("{share} %")),
-        counted(size(path.sent_bytes)),
-        counted(size(path.received_bytes)),
+        size(path.today_bytes),
+        budget(path),
         counted(path.hub.clone()),
     ]
+}
+
+/// What is wrong with an uplink.
+fn trouble(path: &Link) -> Option<String> {
+    let name = &path.uplink;
+    let lost = path.loss_percent.unwrap_or(0.0);
+    match path.state.as_str() {
+        "down" => Some(format!("{name}: no connection to the hub.")),
+        "suspect" => Some(format!("{name}: no answer for {} s.", path.silent_seconds)),
+        _ if lost >= BAD_LOSS => Some(format!("{name}: {lost:.1} % of its packets are lost.")),
+        _ if path.budget_spent => Some(format!("{name}: its budget of this month is spent.")),
+        _ => None,
+    }
+}
+
+/// What a metered uplink has carried of what it may this month, and what goes over it now.
+fn budget(path: &Link) -> String {
+    let mut said = Vec::new();
+    if let Some(budget) = path.budget_bytes {
+        let spent = if path.budget_spent { " spent" } else { "" };
+        said.push(format!("{} of {}{spent}", size(path.month_bytes), size(budget)));
+    }
+    if path.metered && !path.carries.is_empty() {
+        said.push(path.carries.clone());
+    }
+    if said.is_empty() {
+        said.push("-".to_owned());
+    }
+    said.join(", ")
 }
 
 /// In decimal units, as uplinks are billed.
@@ -194,10 +245,13 @@ mod tests {
         let report = serde_json::json!({
             "paths": [
                 {"uplink": "g5", "state": "up", "transport": "quic", "hub": "192.0.2.9:6444", "rttMillis": 31.2, "lossPercent": 4.9, "bytesPerSecond": 5_000_000,
-                 "sentBytes": 1_500, "receivedBytes": 3_000_000, "silentSeconds": 0, "upSeconds": 9, "lostPackets": 4, "suspicions": 0},
+                 "sentBytes": 1_500, "receivedBytes": 3_000_000, "silentSeconds": 0, "upSeconds": 9, "lostPackets": 4, "suspicions": 0,
+                 "todayBytes": 3_200_000, "monthBytes": 9_000_000, "budgetBytes": null, "budgetSpent": false, "metered": false,
+                 "carries": "all", "priority": 0},
                 {"uplink": "lte", "state": "suspect", "transport": "tcp via proxy:3128", "hub": "192.0.2.9:6444", "rttMillis": 61.0, "lossPercent": 0.0, "bytesPerSecond": 0,
-                 "sentBytes": 500, "receivedBytes": 0, "silentSeconds": 4},
-                {"uplink": "wifi", "state": "down"},
+                 "sentBytes": 500, "receivedBytes": 0, "silentSeconds": 4, "todayBytes": 600, "monthBytes": 5_400_000_000_u64,
+                 "budgetBytes": 5_368_709_120_u64, "budgetSpent": true, "metered": true, "carries": "control"},
+                {"uplink": "wifi", "state": "down", "metered": false, "todayBytes": 1_000, "monthBytes": 1_000, "budgetBytes": 5_000},
             ],
             "session": {"epoch": 7, "repaired": 3, "reinjected": 2, "duplicated": 1, "skipped": 0},
         });
@@ -207,11 +261,14 @@ mod tests {
         assert_eq!(
             lines,
             [
-                "UPLINK  STATE       OVER                RTT    LOSS   RATE         SHARE  SENT    RECEIVED  HUB",
-                "g5      up          quic                31 ms  4.9 %  40.0 Mbit/s  99 %   1.5 kB  3.0 MB    192.0.2.9:6444",
-                "lte     suspect 4s  tcp via proxy:3128  61 ms  0.0 %  0.0 Mbit/s   0 %    500 B   0 B       192.0.2.9:6444",
-                "wifi    down        -                   -      -      -            -      -       -         -",
+                "UPLINK  STATE       OVER                RTT    LOSS   RATE         SHARE  TODAY   BUDGET                             HUB",
+                "g5      up          quic                31 ms  4.9 %  40.0 Mbit/s  99 %   3.2 MB  -                                  192.0.2.9:6444",
+                "lte     suspect 4s  tcp via proxy:3128  61 ms  0.0 %  0.0 Mbit/s   0 %    600 B   5.40 GB of 5.37 GB spent, control  192.0.2.9:6444",
+                "wifi    down        -                   -      -      -            -      1.0 kB  1.0 kB of 5.0 kB                   -",
                 "",
+                "g5: 4.9 % of its packets are lost.",
+                "lte: no answer for 4 s.",
+                "wifi: no connection to the hub.",
                 "Session 7: 3 repaired, 2 sent again elsewhere, 1 duplicates dropped, 0 skipped.",
             ]
         );

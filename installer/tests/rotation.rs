@@ -65,6 +65,7 @@ fn edge(pki: &Pki, hub: &Hub) -> Edge {
         uplinks: tokio::sync::watch::channel(Vec::new()).1,
         fallback: tunnel::Fallback::default(),
         clock_floor: ClockFloor::default(),
+        meter: tunnel::Meter::default(),
     })
     .unwrap()
 }

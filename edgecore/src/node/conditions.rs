@@ -52,6 +52,8 @@ pub struct HubFlags {
     pub clock_untrusted: bool,
     /// Why what the hub sends is not believed; None where it is.
     pub desired_state_suspect: Option<String>,
+    /// Which uplinks have carried what they may this month; None where none has.
+    pub budget_exceeded: Option<String>,
 }
 
 /// Which pressures hold, with when each was last seen (CLOCK_BOOTTIME).
@@ -133,8 +135,14 @@ pub fn conditions(
         ),
         ready(runtime),
     ];
+    said.extend(own(previous, hub));
+    said.into_iter().map(|said| condition(previous, said, wall)).collect()
+}
+
+/// Kedge's own conditions: they are told once there is something to tell, and from then on.
+fn own(previous: &[Condition], hub: &HubFlags) -> Vec<Said> {
+    let mut said = Vec::new();
     let known = |kind: &str| previous.iter().any(|c| c.kind == kind);
-    // Kedge's own conditions are told once there is something to tell, and from then on.
     if hub.clock_untrusted || known("ClockUntrusted") {
         let (reason, message) = if hub.clock_untrusted {
             ("NoTimeSource", "nobody has told this node the time since it booted")
@@ -158,7 +166,14 @@ pub fn conditions(
             message,
         ));
     }
-    said.into_iter().map(|said| condition(previous, said, wall)).collect()
+    if hub.budget_exceeded.is_some() || known("UplinkBudgetExceeded") {
+        let exceeded = hub.budget_exceeded.is_some();
+        let reason = if exceeded { "MonthlyBudgetSpent" } else { "WithinBudget" };
+        let message = hub.budget_exceeded.clone();
+        let message = message.unwrap_or_else(|| "every uplink is within its monthly budget".to_owned());
+        said.push(Said("UplinkBudgetExceeded", exceeded, reason, message));
+    }
+    said
 }
 
 /// kubelet's events for the conditions that changed. The first look at a new node tells all, as kubelet does.
@@ -289,9 +304,10 @@ mod tests {
         let flags = HubFlags {
             clock_untrusted: true,
             desired_state_suspect: Some("another identity".into()),
+            budget_exceeded: Some("uplink lte".into()),
         };
         let trouble = conditions(&none, &up(), &Pressures::default(), &flags, "t2");
-        assert_eq!(trouble.len(), 6);
+        assert_eq!(trouble.len(), 7);
         let over = conditions(&trouble, &up(), &Pressures::default(), &HubFlags::default(), "t3");
         assert!(
             over.iter()

@@ -1,5 +1,5 @@
-//! Suite `uplinks`: a robot whose three uplinks are bad links of `tests/linkem`, behind a NAT, and one whose uplinks come and go. None of
-//! their configurations says a word of uplinks.
+//! Suite `uplinks`: a robot whose three uplinks are bad links of `tests/linkem`, behind a NAT, and one whose uplinks come and go. Only
+//! the configuration of the one with a budget says a word of uplinks.
 
 use std::fs::File;
 use std::path::Path;
@@ -168,6 +168,59 @@ fn what_runs_over_three_lossy_uplinks_outlives_the_death_of_each() {
     );
 }
 
+#[test]
+fn uplink_that_has_spent_its_month_is_a_condition_of_the_node_and_stays_so_over_a_restart() {
+    let site = Site::new().expect("a site");
+    let scenario = Scenario::parse(BONDED, Path::new(".")).expect("a scenario");
+    site.uplinks().give(1, scenario);
+    let hub = embedded(&site);
+    let mut edge = kit::Edge::new(&site, 1, "robot-1").expect("a machine");
+    edge.join(&hub).expect("join");
+    // A handshake and the first words are more.
+    give_a_budget(&edge, "lte", "10k");
+    edge.start().expect("edgecore");
+    let tails = |edge: &kit::Edge<'_>| format!("{}\n{}", edge.tail(), hub.tail());
+    let exceeded = |n: &serde_json::Value| is_true(n, "UplinkBudgetExceeded") && is_true(n, "Ready");
+    let (node, _) = hub
+        .kubectl
+        .wait(&["node", "robot-1"], START, exceeded)
+        .unwrap_or_else(|e| panic!("{e}\n{}", tails(&edge)));
+    let said = condition(&node, "UplinkBudgetExceeded").expect("it is there");
+    assert_eq!(said["reason"], "MonthlyBudgetSpent");
+    let message = said["message"].as_str().expect("a message");
+    assert!(message.contains("uplink lte") && message.contains("10k"), "{message}");
+
+    edge.stop().expect("a clean stop");
+    edge.start().expect("edgecore");
+    // The first answer: this process has carried nothing yet.
+    let shown = || match try_links(&edge) {
+        Ok(shown) => State::Done(shown),
+        Err(error) => State::Not(error),
+    };
+    let (shown, _) = wait_for("kedge links answers", START, shown).unwrap_or_else(|e| panic!("{e}\n{}", tails(&edge)));
+    println!("{shown}");
+    assert!(line(&shown, "lte").contains(" of 10.0 kB spent"), "{shown}");
+    assert!(!line(&shown, "wifi").contains("spent"), "{shown}");
+}
+
+/// The line of an uplink.
+fn line<'a>(shown: &'a str, uplink: &str) -> &'a str {
+    shown.lines().find(|line| line.starts_with(uplink)).unwrap_or_default()
+}
+
+/// What the machine's owner writes into edgecore.yaml.
+fn give_a_budget(edge: &kit::Edge<'_>, uplink: &str, monthly: &str) {
+    let path = edge.dir().join("etc/edgecore.yaml");
+    let text = std::fs::read_to_string(&path).expect("the configuration");
+    let mut config: serde_json::Value = serde_yaml_ng::from_str(&text).expect("YAML");
+    let uplinks = NAMES.map(|name| match name == uplink {
+        true => serde_json::json!({"name": name, "device": name, "metered": {"monthlyBudget": monthly}}),
+        false => serde_json::json!({"name": name, "device": name}),
+    });
+    config["uplinks"] = uplinks.into();
+    std::fs::write(&path, serde_yaml_ng::to_string(&config).expect("YAML")).expect("the configuration");
+}
+
 const NAMES: [&str; 3] = ["g5", "lte", "wifi"];
 
 #[test]
@@ -233,9 +286,15 @@ fn has_each_second(text: &str) {
 
 /// What a person at the robot sees.
 fn links(edge: &kit::Edge<'_>) -> String {
+    try_links(edge).expect("kedge links")
+}
+
+fn try_links(edge: &kit::Edge<'_>) -> Result<String, String> {
     let output = kedge(edge, &["links", "--socket"], "run/edgecore.sock");
-    assert!(output.status.success(), "{output:?}");
-    String::from_utf8(output.stdout).expect("text")
+    if !output.status.success() {
+        return Err(format!("{output:?}"));
+    }
+    String::from_utf8(output.stdout).map_err(|error| error.to_string())
 }
 
 /// `kedge` with arguments that end in a file of the machine's folder.
@@ -288,6 +347,25 @@ fn sent(edge: &kit::Edge<'_>, device: &str) -> u64 {
     links[0]["stats64"]["tx"]["bytes"].as_u64().expect("a counter")
 }
 
+/// Plugged in as wwan0, with addresses and routes as a network manager sets them, and with the filter of most distributions.
+fn plug_in_a_modem(site: &Site, edge: &kit::Edge<'_>) {
+    let (there, here) = (site.namespace("hub"), site.namespace("e1"));
+    let plug = format!(
+        "ip -n {there} link add f1 type veth peer name wwan0 netns {here}
+         ip -n {there} addr add 10.97.1.1/24 dev f1
+         ip -n {there} link set f1 up"
+    );
+    let plugged = Command::new("sh").args(["-ec", &plug]).status().expect("sh");
+    assert!(plugged.success());
+    on_robot(
+        edge,
+        "sysctl -qw net.ipv4.conf.all.rp_filter=0 net.ipv4.conf.wwan0.rp_filter=1
+         ip addr add 10.97.1.2/24 dev wwan0
+         ip link set wwan0 up
+         ip route add default via 10.97.1.1 dev wwan0 metric 700",
+    );
+}
+
 #[test]
 fn a_modem_is_used_when_it_is_plugged_in_and_carries_on_alone() {
     let site = Site::new().expect("a site");
@@ -302,22 +380,7 @@ fn a_modem_is_used_when_it_is_plugged_in_and_carries_on_alone() {
         .unwrap_or_else(|e| panic!("{e}\n{}", tails()));
     wait_up(&edge, &["default"]);
 
-    // Plugged in, with addresses and routes as a network manager sets them, and with the filter of most distributions.
-    let (there, here) = (site.namespace("hub"), site.namespace("e1"));
-    let plug = format!(
-        "ip -n {there} link add f1 type veth peer name wwan0 netns {here}
-         ip -n {there} addr add 10.97.1.1/24 dev f1
-         ip -n {there} link set f1 up"
-    );
-    let plugged = Command::new("sh").args(["-ec", &plug]).status().expect("sh");
-    assert!(plugged.success());
-    on_robot(
-        &edge,
-        "sysctl -qw net.ipv4.conf.all.rp_filter=0 net.ipv4.conf.wwan0.rp_filter=1
-         ip addr add 10.97.1.2/24 dev wwan0
-         ip link set wwan0 up
-         ip route add default via 10.97.1.1 dev wwan0 metric 700",
-    );
+    plug_in_a_modem(&site, &edge);
     let shown = wait_up(&edge, &["eth0"]);
     assert!(
         shown.lines().any(|line| line.starts_with("wwan0")),

@@ -217,7 +217,9 @@ impl Keeper {
             () = away => {}
         }
         if matches!(path, Path::Quic(..)) {
-            self.dialler.mtus.took(&info.uplink, path.control().facts().max_datagram);
+            self.dialler
+                .mtus
+                .took(&info.uplink, path.control().facts().max_datagram);
         }
         if self.session.is_closed() || matches!(path, Path::Tcp(_)) {
             // The last packets of a goodbye; TCP says none by itself.

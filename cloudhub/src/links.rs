@@ -1,0 +1,118 @@
+//! The robots' links as the hub sees them: `/debug/paths` and Prometheus' metrics.
+//!
+//! Metrics are a dozen series a robot: what its session has carried and repaired, and how many paths it has. Those of each uplink are the
+//! robot's to give (its kubelet API's `/metrics`), and here `/debug/paths` shows them: with thousands of robots of three uplinks they would be
+//! most of what a Prometheus keeps.
+
+use std::collections::BTreeMap;
+
+use serde_json::{Value, json};
+use tunnel::bond::PathState;
+use tunnel::exposition::{Exposition, Kind};
+use tunnel::{PathReport, Session};
+
+/// Name, help, and the count of a session.
+type Counter = (&'static str, &'static str, fn(&tunnel::bond::SessionStats) -> u64);
+
+/// Every path of every session, by node.
+pub(crate) fn report(sessions: &[Session]) -> Value {
+    let one = |session: &Session| {
+        let stats = session.stats();
+        let value = json!({
+            "epoch": session.peer().epoch,
+            "paths": session.paths().iter().map(path).collect::<Vec<_>>(),
+            "repaired": stats.repaired,
+            "reinjected": stats.reinjected,
+            "duplicated": stats.duplicated,
+            "skipped": stats.skipped,
+            "queuedBytes": stats.queued_bytes,
+            "streams": stats.streams,
+        });
+        (session.peer().node.clone(), value)
+    };
+    Value::Object(sessions.iter().map(one).collect())
+}
+
+fn path(path: &PathReport) -> Value {
+    let stats = &path.stats;
+    json!({
+        "uplink": path.uplink,
+        "remote": path.remote.to_string(),
+        "state": match stats.state {
+            PathState::Live => "up",
+            PathState::Suspect => "suspect",
+        },
+        "upSeconds": path.age.as_secs(),
+        "silentSeconds": path.silent_for.as_secs(),
+        "rttMillis": stats.rtt.as_secs_f64() * 1e3,
+        "lossPercent": stats.loss * 100.0,
+        "bytesPerSecond": stats.rate,
+        "sentBytes": path.carried.sent,
+        "receivedBytes": path.carried.received,
+        "metered": stats.policy.metered,
+        "priority": stats.policy.priority,
+    })
+}
+
+/// For Prometheus.
+pub(crate) fn metrics(sessions: &[Session]) -> String {
+    // In the order of their names, each time.
+    let sessions: BTreeMap<&str, &Session> = sessions
+        .iter()
+        .map(|session| (session.peer().node.as_str(), session))
+        .collect();
+    let mut out = Exposition::default();
+    let count = sessions.len() as f64;
+    out.family(
+        ("kedge_sessions", Kind::Gauge, "Robots with a session."),
+        [(Vec::new(), count)],
+    );
+    let stats: Vec<_> = sessions
+        .iter()
+        .map(|(node, session)| (*node, session.stats()))
+        .collect();
+    let counters: [Counter; 4] = [
+        (
+            "kedge_session_repaired_total",
+            "Packets and pieces of streams that were lost and sent again.",
+            |s| s.repaired,
+        ),
+        (
+            "kedge_session_reinjected_total",
+            "What went elsewhere because its path did not answer.",
+            |s| s.reinjected,
+        ),
+        (
+            "kedge_session_duplicated_total",
+            "Packets and messages that came more than once.",
+            |s| s.duplicated,
+        ),
+        (
+            "kedge_session_skipped_total",
+            "Packets that their flow went on without.",
+            |s| s.skipped,
+        ),
+    ];
+    for (name, help, value) in counters {
+        let samples = stats
+            .iter()
+            .map(|(node, stats)| (vec![("node", *node)], value(stats) as f64));
+        out.family((name, Kind::Counter, help), samples);
+    }
+    let bytes = sessions.iter().flat_map(|(node, session)| {
+        let carried = session.carried();
+        [("sent", carried.sent), ("received", carried.received)]
+            .map(|(way, bytes)| (vec![("node", *node), ("direction", way)], bytes as f64))
+    });
+    let help = "Bytes with the headers of UDP and IP, of the session that is.";
+    out.family(("kedge_session_bytes_total", Kind::Counter, help), bytes);
+    let paths = sessions.iter().flat_map(|(node, session)| {
+        let paths = session.paths();
+        [("up", PathState::Live), ("suspect", PathState::Suspect)].map(|(name, state)| {
+            let count = paths.iter().filter(|path| path.stats.state == state).count();
+            (vec![("node", *node), ("state", name)], count as f64)
+        })
+    });
+    out.family(("kedge_session_paths", Kind::Gauge, "Paths by state."), paths);
+    out.into_text()
+}

@@ -350,12 +350,18 @@ pub async fn post_start(shared: Arc<Shared>, pod: Arc<Pod>, target: Target) -> O
     let good = match act::hook(&*shared.runtime, &target, &handler, limit).await {
         Answer::Success => true,
         Answer::Failure(text) | Answer::Error(text) => {
-            let message = format!("PostStartHook failed: {text}");
+            // What it said may be a secret: not for the event.
+            tracing::warn!(
+                pod = pod.full_name(),
+                container = target.container.name,
+                text,
+                "PostStartHook failed"
+            );
             shared.event(
                 (&pod, Some(&target.container)),
                 Severity::Warning,
                 "FailedPostStartHook",
-                &message,
+                "PostStartHook failed",
             );
             false
         }
@@ -382,12 +388,18 @@ pub async fn kill(shared: Arc<Shared>, pod: Arc<Pod>, (kill, ip): (Kill, String)
         };
         if let Answer::Failure(text) | Answer::Error(text) = act::hook(&*shared.runtime, &target, &handler, left).await
         {
-            let message = format!("PreStopHook failed: {text}");
+            // What it said may be a secret: not for the event.
+            tracing::warn!(
+                pod = pod.full_name(),
+                container = container.name,
+                text,
+                "PreStopHook failed"
+            );
             shared.event(
                 (&pod, Some(container)),
                 Severity::Warning,
                 "FailedPreStopHook",
-                &message,
+                "PreStopHook failed",
             );
         }
         left = left.saturating_sub(started.elapsed());

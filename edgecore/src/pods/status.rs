@@ -374,6 +374,11 @@ pub fn backoff_message(pod: &Pod, container: &Container, memory: &Memory) -> Str
     )
 }
 
+/// Whether somebody deleted the pod.
+fn is_leaving(inputs: Inputs<'_>) -> bool {
+    inputs.pod.is_deleted() || inputs.memory.removed
+}
+
 /// The phase, from the states (kubelet's `getPhase`).
 fn phase(inputs: Inputs<'_>, status: &PodStatus) -> &'static str {
     let Inputs { pod, memory, .. } = inputs;
@@ -406,7 +411,14 @@ fn phase(inputs: Inputs<'_>, status: &PodStatus) -> &'static str {
     if waiting > 0 || (running == 0 && stopped == 0) {
         return "Pending";
     }
-    if running > 0 || pod.spec.restart_policy == RestartPolicy::Always {
+    if running > 0 {
+        return "Running";
+    }
+    // Nothing is started again, whatever the policy says.
+    if is_leaving(inputs) {
+        return if succeeded == stopped { "Succeeded" } else { "Failed" };
+    }
+    if pod.spec.restart_policy == RestartPolicy::Always {
         return "Running";
     }
     if succeeded == stopped {
@@ -428,7 +440,9 @@ fn conditions(inputs: Inputs<'_>, status: &PodStatus) -> Vec<Condition> {
         "Failed" => Some("PodFailed"),
         _ => None,
     };
-    let sandbox = observed.ready_sandbox().is_some() && (pod.spec.host_network || !status.pod_ip.is_empty());
+    // The sandbox of a deleted pod is taken down once its containers have ended, and nothing is said after that.
+    let goes = terminal && is_leaving(inputs);
+    let sandbox = !goes && observed.ready_sandbox().is_some() && (pod.spec.host_network || !status.pod_ip.is_empty());
     let unready: Vec<String> = names(&status.container_statuses, |c| !c.ready)
         .into_iter()
         .chain(names(&status.init_container_statuses, |c| {

@@ -88,6 +88,8 @@ fn totals(session: &Session) -> Value {
     })
 }
 
+type Figure = fn(&PathReport) -> f64;
+
 /// The same for Prometheus.
 pub fn metrics(uplinks: &[Uplink], session: Option<&Session>, budgets: &Budgets) -> String {
     let paths = session.map(Session::paths).unwrap_or_default();
@@ -108,7 +110,7 @@ pub fn metrics(uplinks: &[Uplink], session: Option<&Session>, budgets: &Budgets)
     });
     let help = "1 for the state that the uplink's path is in.";
     out.family(("kedge_uplink_state", Kind::Gauge, help), states);
-    let figures: [(&str, &str, fn(&PathReport) -> f64); 3] = [
+    let figures: [(&str, &str, Figure); 3] = [
         ("kedge_uplink_rtt_seconds", "Smoothed round-trip time.", |path| {
             path.stats.rtt.as_secs_f64()
         }),

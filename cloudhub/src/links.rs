@@ -7,12 +7,9 @@
 use std::collections::BTreeMap;
 
 use serde_json::{Value, json};
-use tunnel::bond::PathState;
+use tunnel::bond::{PathState, SessionStats};
 use tunnel::exposition::{Exposition, Kind};
 use tunnel::{PathReport, Session};
-
-/// Name, help, and the count of a session.
-type Counter = (&'static str, &'static str, fn(&tunnel::bond::SessionStats) -> u64);
 
 /// Every path of every session, by node.
 pub(crate) fn report(sessions: &[Session]) -> Value {
@@ -54,6 +51,8 @@ fn path(path: &PathReport) -> Value {
     })
 }
 
+type Count = fn(&SessionStats) -> u64;
+
 /// For Prometheus.
 pub(crate) fn metrics(sessions: &[Session]) -> String {
     // In the order of their names, each time.
@@ -71,7 +70,7 @@ pub(crate) fn metrics(sessions: &[Session]) -> String {
         .iter()
         .map(|(node, session)| (*node, session.stats()))
         .collect();
-    let counters: [Counter; 4] = [
+    let counters: [(&str, &str, Count); 4] = [
         (
             "kedge_session_repaired_total",
             "Packets and pieces of streams that were lost and sent again.",

@@ -9,9 +9,6 @@ use tunnel::{PathReport, Priority, Session, Uplink};
 
 use super::budget::Budgets;
 
-/// Name, help, and the figure of a path.
-type Figure = (&'static str, &'static str, fn(&PathReport) -> f64);
-
 /// Every path of the session, every uplink without one, and what the session has carried.
 pub fn report(uplinks: &[Uplink], session: Option<&Session>, budgets: &Budgets) -> Value {
     let paths = session.map(Session::paths).unwrap_or_default();
@@ -92,6 +89,8 @@ fn totals(session: &Session) -> Value {
     })
 }
 
+type Figure = fn(&PathReport) -> f64;
+
 /// The same for Prometheus.
 pub fn metrics(uplinks: &[Uplink], session: Option<&Session>, budgets: &Budgets) -> String {
     let paths = session.map(Session::paths).unwrap_or_default();
@@ -112,7 +111,7 @@ pub fn metrics(uplinks: &[Uplink], session: Option<&Session>, budgets: &Budgets)
     });
     let help = "1 for the state that the uplink's path is in.";
     out.family(("kedge_uplink_state", Kind::Gauge, help), states);
-    let figures: [Figure; 3] = [
+    let figures: [(&str, &str, Figure); 3] = [
         ("kedge_uplink_rtt_seconds", "Smoothed round-trip time.", |path| {
             path.stats.rtt.as_secs_f64()
         }),

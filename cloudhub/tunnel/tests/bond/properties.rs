@@ -353,6 +353,19 @@ fn some_link(rng: &mut StdRng, seed: u64) -> Link {
     link
 }
 
+/// One to three; where there are policies, a link each.
+fn some_links(rng: &mut StdRng, seed: u64, policies: &[Policy]) -> Vec<Link> {
+    let count = match policies.len() {
+        0 => rng.random_range(1..4),
+        count => count as u64,
+    };
+    let mut links: Vec<Link> = (0..count).map(|path| some_link(rng, seed * 8 + path)).collect();
+    for (link, policy) in links.iter_mut().zip(policies) {
+        link.policy = *policy;
+    }
+    links
+}
+
 /// Something happens to a link or an end.
 fn disturb(world: &mut World, rng: &mut StdRng) {
     let path = rng.random_range(0..world.links.len());
@@ -382,14 +395,8 @@ fn run(seed: u64, faults: Faults) -> Vec<String> {
 /// The same with what each link may carry and costs; at the end one that carries everything lives.
 pub(crate) fn run_under(seed: u64, faults: Faults, policies: &[Policy]) -> Vec<String> {
     let mut rng = StdRng::seed_from_u64(seed);
-    let count = match policies.len() {
-        0 => rng.random_range(1..4),
-        count => count as u64,
-    };
-    let mut links: Vec<Link> = (0..count).map(|path| some_link(&mut rng, seed * 8 + path)).collect();
-    for (link, policy) in links.iter_mut().zip(policies) {
-        link.policy = *policy;
-    }
+    let links = some_links(&mut rng, seed, policies);
+    let count = links.len();
     let roomy = !seed.is_multiple_of(4);
     let configs = configs(faults).map(|config| match roomy {
         true => config,
@@ -411,9 +418,9 @@ pub(crate) fn run_under(seed: u64, faults: Faults, policies: &[Policy]) -> Vec<S
         }
     }
     // One link of several may stay dead.
-    let dead = (count > 1 && !calm && rng.random_bool(0.4)).then(|| rng.random_range(0..count as usize));
+    let dead = (count > 1 && !calm && rng.random_bool(0.4)).then(|| rng.random_range(0..count));
     let free = |path: usize| policies.get(path).is_none_or(|policy| !policy.metered);
-    let dead = dead.filter(|dead| (0..count as usize).any(|path| path != *dead && free(path)));
+    let dead = dead.filter(|dead| (0..count).any(|path| path != *dead && free(path)));
     for path in 0..world.links.len() {
         let silent = dead == Some(path);
         world.silence(path, silent, silent);

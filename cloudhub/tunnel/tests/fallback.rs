@@ -320,7 +320,6 @@ fn a_proxy_that_refuses_is_named_with_its_words() {
         block_udp();
         let squid = Squid::start("http_access deny all").await;
         let robot = Robot::new(Some(squid.proxy()));
-        let logged = site::namespace::Log::start();
         let connecting = robot.edge.connect();
         tokio::pin!(connecting);
         let refused = format!(
@@ -329,7 +328,7 @@ fn a_proxy_that_refuses_is_named_with_its_words() {
         );
         tokio::select! {
             session = &mut connecting => panic!("{session:?}"),
-            () = until("the proxy's refusal", || logged.text().contains(&refused)) => {}
+            () = until("the proxy's refusal", || site::namespace::logged().contains(&refused)) => {}
         }
     });
 }

@@ -3,7 +3,7 @@
 use std::io::Write;
 use std::os::unix::fs::PermissionsExt;
 use std::process::{Child, Command, Stdio};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, LazyLock, Mutex};
 use std::time::Duration;
 
 use nix::sched::{CloneFlags, unshare};
@@ -12,6 +12,7 @@ use super::soon;
 
 /// Runs a test on a thread of its own, in a namespace where there is loopback and nothing else.
 pub(crate) fn isolated(test: impl AsyncFnOnce() + Send) {
+    LazyLock::force(&LOG);
     let run = || {
         unshare(CloneFlags::CLONE_NEWNET).expect("root may leave its network");
         command(Command::new("ip").args(["link", "set", "lo", "up"]), "");
@@ -110,11 +111,17 @@ impl Drop for Squid {
     }
 }
 
-/// What this thread logs.
-pub(crate) struct Log {
-    text: Arc<Mutex<Vec<u8>>>,
-    _guard: tracing::subscriber::DefaultGuard,
-}
+/// What all tests of this program have logged. Installed before the first of them begins: what is logged first on a thread without a
+/// subscriber would never be logged again.
+static LOG: LazyLock<Arc<Mutex<Vec<u8>>>> = LazyLock::new(|| {
+    let text = Arc::<Mutex<Vec<u8>>>::default();
+    let to = text.clone();
+    let subscriber = tracing_subscriber::fmt()
+        .with_ansi(false)
+        .with_writer(move || Into(to.clone()));
+    tracing::subscriber::set_global_default(subscriber.finish()).expect("it is the only one");
+    text
+});
 
 struct Into(Arc<Mutex<Vec<u8>>>);
 
@@ -129,21 +136,7 @@ impl Write for Into {
     }
 }
 
-impl Log {
-    pub(crate) fn start() -> Self {
-        let text = Arc::<Mutex<Vec<u8>>>::default();
-        let to = text.clone();
-        let subscriber = tracing_subscriber::fmt()
-            .with_ansi(false)
-            .with_writer(move || Into(to.clone()))
-            .finish();
-        Self {
-            text,
-            _guard: tracing::subscriber::set_default(subscriber),
-        }
-    }
-
-    pub(crate) fn text(&self) -> String {
-        String::from_utf8_lossy(&self.text.lock().unwrap()).into_owned()
-    }
+/// What was logged.
+pub(crate) fn logged() -> String {
+    String::from_utf8_lossy(&LOG.lock().unwrap()).into_owned()
 }

@@ -255,6 +255,25 @@ fn sent(edge: &kit::Edge<'_>, device: &str) -> u64 {
     links[0]["stats64"]["tx"]["bytes"].as_u64().expect("a counter")
 }
 
+/// A modem, with an address and a route as a network manager sets them, and with the filter of most distributions.
+fn plug_in(site: &Site, edge: &kit::Edge<'_>) {
+    let (there, here) = (site.namespace("hub"), site.namespace("e1"));
+    let plug = format!(
+        "ip -n {there} link add f1 type veth peer name wwan0 netns {here}
+         ip -n {there} addr add 10.97.1.1/24 dev f1
+         ip -n {there} link set f1 up"
+    );
+    let plugged = Command::new("sh").args(["-ec", &plug]).status().expect("sh");
+    assert!(plugged.success());
+    on_robot(
+        edge,
+        "sysctl -qw net.ipv4.conf.all.rp_filter=0 net.ipv4.conf.wwan0.rp_filter=1
+         ip addr add 10.97.1.2/24 dev wwan0
+         ip link set wwan0 up
+         ip route add default via 10.97.1.1 dev wwan0 metric 700",
+    );
+}
+
 #[test]
 fn a_modem_is_used_when_it_is_plugged_in_and_carries_on_alone() {
     let site = Site::new().expect("a site");
@@ -269,22 +288,7 @@ fn a_modem_is_used_when_it_is_plugged_in_and_carries_on_alone() {
         .unwrap_or_else(|e| panic!("{e}\n{}", tails()));
     wait_up(&edge, &["default"]);
 
-    // Plugged in, with addresses and routes as a network manager sets them, and with the filter of most distributions.
-    let (there, here) = (site.namespace("hub"), site.namespace("e1"));
-    let plug = format!(
-        "ip -n {there} link add f1 type veth peer name wwan0 netns {here}
-         ip -n {there} addr add 10.97.1.1/24 dev f1
-         ip -n {there} link set f1 up"
-    );
-    let plugged = Command::new("sh").args(["-ec", &plug]).status().expect("sh");
-    assert!(plugged.success());
-    on_robot(
-        &edge,
-        "sysctl -qw net.ipv4.conf.all.rp_filter=0 net.ipv4.conf.wwan0.rp_filter=1
-         ip addr add 10.97.1.2/24 dev wwan0
-         ip link set wwan0 up
-         ip route add default via 10.97.1.1 dev wwan0 metric 700",
-    );
+    plug_in(&site, &edge);
     let shown = wait_up(&edge, &["eth0"]);
     assert!(
         shown.lines().any(|line| line.starts_with("wwan0")),

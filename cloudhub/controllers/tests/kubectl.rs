@@ -55,7 +55,7 @@ fn run_all(kubeconfig: &Path, kubectl: &Kubectl) -> Result<()> {
     let runtime = Runtime::new()?;
     let manifest = kubeconfig.with_file_name("controllers.yaml");
     fs::write(&manifest, controllers::RBAC)?;
-    kubectl.run(&["apply", "-f", &manifest.to_string_lossy()])?;
+    kubectl.run(&["apply", "-n", "kedge-system", "-f", &manifest.to_string_lossy()])?;
     let client = runtime.block_on(client(kubeconfig))?;
     let nodes = Nodes::new(&client, &["edge-1", "edge-2", plane::AWAY]);
     let mut tasks = JoinSet::new();

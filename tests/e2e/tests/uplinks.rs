@@ -167,60 +167,6 @@ fn what_runs_over_three_lossy_uplinks_outlives_the_death_of_each() {
     );
 }
 
-#[test]
-fn uplink_that_has_spent_its_month_is_a_condition_of_the_node_and_stays_so_over_a_restart() {
-    let site = Site::new().expect("a site");
-    let scenario = Scenario::parse(BONDED, Path::new(".")).expect("a scenario");
-    site.uplinks().give(1, scenario);
-    let hub = embedded(&site);
-    let mut edge = kit::Edge::new(&site, 1, "robot-1").expect("a machine");
-    edge.join(&hub).expect("join");
-    // A handshake and the first words are more.
-    give_a_budget(&edge, "lte", "10k");
-    edge.start().expect("edgecore");
-    let tails = |edge: &kit::Edge<'_>| format!("{}\n{}", edge.tail(), hub.tail());
-    let exceeded = |n: &serde_json::Value| is_true(n, "UplinkBudgetExceeded") && is_true(n, "Ready");
-    let (node, _) = hub
-        .kubectl
-        .wait(&["node", "robot-1"], START, exceeded)
-        .unwrap_or_else(|e| panic!("{e}\n{}", tails(&edge)));
-    let said = condition(&node, "UplinkBudgetExceeded").expect("it is there");
-    assert_eq!(said["reason"], "MonthlyBudgetSpent");
-    let message = said["message"].as_str().expect("a message");
-    assert!(message.contains("uplink lte") && message.contains("10k"), "{message}");
-
-    edge.stop().expect("a clean stop");
-    edge.start().expect("edgecore");
-    // The first answer: this process has carried nothing yet.
-    let shown = || match try_links(&edge) {
-        Ok(shown) => State::Done(shown),
-        Err(error) => State::Not(error),
-    };
-    let (shown, _) = wait_for("kedge links answers", START, shown).unwrap_or_else(|e| panic!("{e}\n{}", tails(&edge)));
-    println!("{shown}");
-    assert!(line(&shown, "lte").contains(" of 10.0 kB spent"), "{shown}");
-    assert!(!line(&shown, "wifi").contains("spent"), "{shown}");
-}
-
-/// The line of an uplink.
-fn line<'a>(shown: &'a str, uplink: &str) -> &'a str {
-    shown.lines().find(|line| line.starts_with(uplink)).unwrap_or_default()
-}
-
-/// What the machine's owner writes into edgecore.yaml.
-fn give_a_budget(edge: &kit::Edge<'_>, uplink: &str, monthly: &str) {
-    let path = edge.dir().join("etc/edgecore.yaml");
-    let text = std::fs::read_to_string(&path).expect("the configuration");
-    let mut config: serde_json::Value = serde_yaml_ng::from_str(&text).expect("YAML");
-    let uplinks = config["uplinks"].as_array_mut().expect("uplinks");
-    let metered = uplinks
-        .iter_mut()
-        .find(|one| one["name"] == uplink)
-        .expect("the uplink");
-    metered["metered"] = serde_json::json!({"monthlyBudget": monthly});
-    std::fs::write(&path, serde_yaml_ng::to_string(&config).expect("YAML")).expect("the configuration");
-}
-
 const NAMES: [&str; 3] = ["g5", "lte", "wifi"];
 
 /// Starts a command whose output goes into a file.
@@ -253,18 +199,12 @@ fn has_each_second(text: &str) {
 
 /// What a person at the robot sees.
 fn links(edge: &kit::Edge<'_>) -> String {
-    try_links(edge).expect("kedge links")
-}
-
-fn try_links(edge: &kit::Edge<'_>) -> Result<String, String> {
     let output = edge
         .command(&kit::paths::ours("kedge"))
         .args(["links", "--socket"])
         .arg(edge.dir().join("run/edgecore.sock"))
         .output()
-        .map_err(|error| error.to_string())?;
-    if !output.status.success() {
-        return Err(format!("{output:?}"));
-    }
-    String::from_utf8(output.stdout).map_err(|error| error.to_string())
+        .expect("kedge links");
+    assert!(output.status.success(), "{output:?}");
+    String::from_utf8(output.stdout).expect("text")
 }

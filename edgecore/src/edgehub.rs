@@ -200,6 +200,8 @@ impl EdgeHub {
                 found: identity.node,
             });
         }
+        // The first session begins over what there is, not over what was listed.
+        self.look_at_budgets();
         let config = EdgeConfig {
             node: identity.node.clone(),
             hubs: self.config.hub.addresses.clone(),

@@ -229,7 +229,7 @@ fn a_robot_at_a_site_that_blocks_udp_works_over_tcp() {
     let hub = embedded(&site);
     // From now on, as a firewall does it: without a word.
     let rules = site.dir().join("site.nft");
-    let text = "table inet site { chain input { type filter hook input priority 0; meta l4proto udp drop; } }\n";
+    let text = "table inet site { chain input { type filter hook input priority 0; meta l4proto udp drop; }\n}\n";
     std::fs::write(&rules, text).expect("a file");
     let filter = site.command("hub", Path::new("nft")).arg("-f").arg(&rules).output();
     assert!(

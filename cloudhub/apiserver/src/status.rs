@@ -226,13 +226,12 @@ impl Status {
         if !self.reason.is_empty() {
             status["reason"] = json!(self.reason);
         }
-        if let Some(details) = self.details.as_ref().map(|details| details.to_json())
-            && details != json!({})
-        {
-            status["details"] = details;
-        }
-        if let Some(details) = self.details.iter().find(|details| !details.continue_token.is_empty()) {
-            status["metadata"]["continue"] = json!(details.continue_token);
+        match &self.details {
+            Some(details) if !details.continue_token.is_empty() => {
+                status["metadata"]["continue"] = json!(details.continue_token);
+            }
+            Some(details) => status["details"] = details.to_json(),
+            None => {}
         }
         status["code"] = json!(self.code);
         status

@@ -131,12 +131,7 @@ fn what_runs_over_three_lossy_uplinks_outlives_the_death_of_each() {
     let produce = format!("yes robot | head -c {SENT}");
     let command = hub.kubectl.command(&["exec", "web", "--", "sh", "-c", &produce]);
     let mut exec = into_file(command, &received);
-    for link in NAMES {
-        std::thread::sleep(Duration::from_secs(2));
-        edge.uplinks().apply(link, Action::BlackHole).expect("a black hole");
-        std::thread::sleep(Duration::from_secs(3));
-        edge.uplinks().apply(link, Action::Restore).expect("its end");
-    }
+    each_dies_in_turn(&edge, || exec.try_wait().is_ok_and(|ended| ended.is_none()));
     let ended = wait_for("kubectl exec ends", START, || match exec.try_wait() {
         Ok(Some(status)) => State::Done(status),
         Ok(None) => State::Not(format!("{:?}", std::fs::metadata(&received).map(|file| file.len()))),
@@ -166,6 +161,83 @@ fn what_runs_over_three_lossy_uplinks_outlives_the_death_of_each() {
         shown.contains("Session 1: "),
         "the session that it began with went on:\n{shown}"
     );
+}
+
+/// Black-holes one link after the other for 3 s; `runs`: whether what is tried has not ended by then.
+fn each_dies_in_turn(edge: &kit::Edge<'_>, mut runs: impl FnMut() -> bool) {
+    for link in NAMES {
+        std::thread::sleep(Duration::from_secs(2));
+        assert!(runs(), "it ended before {link} died: nothing is shown");
+        edge.uplinks().apply(link, Action::BlackHole).expect("a black hole");
+        std::thread::sleep(Duration::from_secs(3));
+        edge.uplinks().apply(link, Action::Restore).expect("its end");
+    }
+}
+
+#[test]
+fn copies_and_forwarded_ports_outlive_the_death_of_each_uplink() {
+    let site = Site::new().expect("a site");
+    let scenario = Scenario::parse(BONDED, Path::new(".")).expect("a scenario");
+    site.uplinks().give(1, scenario);
+    let hub = embedded(&site);
+    let edge = robot(&site, &hub);
+    let tails = || format!("{}\n{}", edge.tail(), hub.tail());
+    let script = format!("mkdir /www; yes robot | head -c {SENT} > /www/file; exec httpd -f -p 8080 -h /www");
+    hub.kubectl.apply(&yaml::shell_pod("web", &script)).expect("apply");
+    hub.kubectl
+        .wait_ready("web", START)
+        .unwrap_or_else(|e| panic!("{e}\n{}", tails()));
+    let made = || match hub.kubectl.run(&["exec", "web", "--", "stat", "-c", "%s", "/www/file"]) {
+        Ok(size) if size.trim() == SENT.to_string() => State::Done(()),
+        other => State::Not(format!("{other:?}")),
+    };
+    wait_for("the pod's file", START, made).unwrap_or_else(|e| panic!("{e}\n{}", tails()));
+
+    let (here, fetched) = (site.dir().join("here"), site.dir().join("fetched"));
+    let line = b"robot\n".iter().copied().cycle();
+    let bytes: Vec<u8> = line.take(SENT.try_into().expect("it fits")).collect();
+    std::fs::write(&here, &bytes).expect("a file");
+    let mut forward = hub.kubectl.command(&["port-forward", "pod/web", "18081:8080"]);
+    let mut forward = forward.stdout(Stdio::null()).spawn().expect("port-forward");
+    let mut download = site.command("hub", Path::new("curl"));
+    download.args([
+        "-sf",
+        "--retry",
+        "60",
+        "--retry-connrefused",
+        "--retry-delay",
+        "1",
+        "-o",
+    ]);
+    let mut download = download
+        .arg(&fetched)
+        .arg("http://127.0.0.1:18081/file")
+        .spawn()
+        .expect("curl");
+    let mut copy = hub
+        .kubectl
+        .command(&["cp", &here.display().to_string(), "web:/www/copied"]);
+    let mut copy = copy.stdin(Stdio::null()).spawn().expect("kubectl cp");
+
+    each_dies_in_turn(&edge, || {
+        let running = |child: &mut Child| child.try_wait().is_ok_and(|ended| ended.is_none());
+        running(&mut copy) && running(&mut download)
+    });
+    for (what, child) in [("kubectl cp", &mut copy), ("the download", &mut download)] {
+        let ended = wait_for(what, START, || match child.try_wait() {
+            Ok(Some(status)) => State::Done(status),
+            other => State::Not(format!("{other:?}")),
+        });
+        let (status, after) = ended.unwrap_or_else(|e| panic!("{e}\n{}\n{}", links(&edge), tails()));
+        println!("{what}: {after:?} after the last link came back");
+        assert!(status.success(), "{what}: {status}\n{}", tails());
+    }
+    forward.kill().expect("port-forward is ours");
+    forward.wait().expect("its end");
+    is_whole(&std::fs::read(&fetched).expect("what curl fetched"));
+    hub.kubectl
+        .run(&["exec", "web", "--", "cmp", "/www/copied", "/www/file"])
+        .unwrap_or_else(|e| panic!("what cp brought: {e}"));
 }
 
 #[test]

@@ -43,7 +43,11 @@ struct Flags {
 #[derive(Debug, Subcommand)]
 enum Suite {
     /// One edge machine, above kube-apiserver and above the embedded API
-    Node,
+    Node {
+        /// Above this API alone
+        #[arg(long)]
+        above: Option<scale::Above>,
+    },
     /// Simulated edges (real protocol code, store in memory) below one hub, above kube-apiserver and above the embedded API
     Scale {
         /// 10 000 edges in the place of 1 000
@@ -71,7 +75,7 @@ fn main() -> Result<ExitCode> {
     let _ = tunnel::tls::provider().as_ref().clone().install_default();
     world::raise_file_limit()?;
     let rows = match flags.suite {
-        Suite::Node => node::run(node::Extent::new(flags.quick))?,
+        Suite::Node { above } => node::run(node::Extent::new(flags.quick), above)?,
         Suite::Scale {
             full,
             above,

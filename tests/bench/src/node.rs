@@ -21,6 +21,7 @@ use crate::api::{self, LIMIT, Pods, names};
 use crate::elf;
 use crate::proc::{self, Sampler};
 use crate::raw::Raw;
+use crate::scale::Above;
 use crate::table::{Gate, Row, Rows, Samples, megabytes_a_day};
 use crate::traffic::Traffic;
 use crate::world;
@@ -75,16 +76,19 @@ impl Extent {
     }
 }
 
-/// All rows.
+/// All rows, above each API in turn or above the one that is asked for.
 ///
 /// # Errors
 /// The first measurement that could not be made.
-pub(crate) fn run(extent: Extent) -> Result<Vec<Row>> {
+pub(crate) fn run(extent: Extent, only: Option<Above>) -> Result<Vec<Row>> {
     let mut rows = vec![binary()?];
-    for above in ["kube-apiserver", "embedded"] {
-        eprintln!("bench: one machine above {above}");
-        let measured = world::on_own_thread(above, move || one(above, extent));
-        rows.extend(measured.with_context(|| format!("above {above}"))?);
+    for above in [Above::KubeApiserver, Above::Embedded] {
+        if only.is_none_or(|only| only == above) {
+            let name = above.name();
+            eprintln!("bench: one machine above {name}");
+            let measured = world::on_own_thread(name, move || one(name, extent));
+            rows.extend(measured.with_context(|| format!("above {name}"))?);
+        }
     }
     Ok(rows)
 }

@@ -37,7 +37,7 @@ pub(crate) enum Above {
 }
 
 impl Above {
-    fn name(self) -> &'static str {
+    pub(crate) fn name(self) -> &'static str {
         match self {
             Self::KubeApiserver => "kube-apiserver",
             Self::Embedded => "embedded",

@@ -72,7 +72,7 @@ impl Waited {
 /// What the kernel says; a signal is not an error.
 pub(crate) fn wait(files: &mut [Waited], timeout: Duration) -> io::Result<()> {
     let timeout = libc::timespec {
-        tv_sec: timeout.as_secs().try_into().unwrap_or(libc::time_t::MAX),
+        tv_sec: timeout.as_secs().try_into().unwrap_or(i32::MAX.into()),
         tv_nsec: timeout.subsec_nanos().into(),
     };
     // SAFETY: Waited is a transparent pollfd, the length is the slice's, and the null mask means that none is changed.
@@ -98,7 +98,9 @@ pub(crate) fn wait(files: &mut [Waited], timeout: Duration) -> io::Result<()> {
 
 /// Lets the calling thread run before all that is not real-time; says whether the kernel allows it.
 pub(crate) fn become_realtime() -> bool {
-    let parameter = libc::sched_param { sched_priority: 10 };
+    // SAFETY: plain numbers, of which musl has more than glibc; 0 is what nobody asks for.
+    let mut parameter: libc::sched_param = unsafe { std::mem::zeroed() };
+    parameter.sched_priority = 10;
     // SAFETY: the parameter outlives the call, and 0 is the calling thread.
     unsafe { libc::sched_setscheduler(0, libc::SCHED_FIFO, &raw const parameter) == 0 }
 }

@@ -424,8 +424,8 @@ fn words(message: &str, uid: &Value) -> String {
         text = text.replace(uid, "UID");
     }
     let text = text.replace("_ours", "_NS").replace("_theirs", "_NS");
-    // How often a pod has crashed when it is looked at.
-    let delays = ["10s", "20s", "40s", "1m20s"].map(|delay| format!("back-off {delay} "));
+    // How often a pod has crashed when it is looked at: every delay up to kubelet's longest.
+    let delays = ["10s", "20s", "40s", "1m20s", "2m40s", "5m0s"].map(|delay| format!("back-off {delay} "));
     let text = delays
         .iter()
         .fold(text, |text, delay| text.replace(delay.as_str(), "back-off TIME "));

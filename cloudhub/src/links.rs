@@ -7,7 +7,7 @@
 use std::collections::BTreeMap;
 
 use serde_json::{Value, json};
-use tunnel::bond::{PathState, SessionStats};
+use tunnel::bond::PathState;
 use tunnel::exposition::{Exposition, Kind};
 use tunnel::{PathReport, Session};
 
@@ -35,10 +35,7 @@ fn path(path: &PathReport) -> Value {
     json!({
         "uplink": path.uplink,
         "remote": path.remote.to_string(),
-        "state": match stats.state {
-            PathState::Live => "up",
-            PathState::Suspect => "suspect",
-        },
+        "state": stats.state.name(),
         "upSeconds": path.age.as_secs(),
         "silentSeconds": path.silent_for.as_secs(),
         "rttMillis": stats.rtt.as_secs_f64() * 1e3,
@@ -50,8 +47,6 @@ fn path(path: &PathReport) -> Value {
         "priority": stats.policy.priority,
     })
 }
-
-type Count = fn(&SessionStats) -> u64;
 
 /// For Prometheus.
 pub(crate) fn metrics(sessions: &[Session]) -> String {
@@ -68,36 +63,9 @@ pub(crate) fn metrics(sessions: &[Session]) -> String {
     );
     let stats: Vec<_> = sessions
         .iter()
-        .map(|(node, session)| (*node, session.stats()))
+        .map(|(node, session)| (vec![("node", *node)], session.stats()))
         .collect();
-    let counters: [(&str, &str, Count); 4] = [
-        (
-            "kedge_session_repaired_total",
-            "Packets and pieces of streams that were lost and sent again.",
-            |s| s.repaired,
-        ),
-        (
-            "kedge_session_reinjected_total",
-            "What went elsewhere because its path did not answer.",
-            |s| s.reinjected,
-        ),
-        (
-            "kedge_session_duplicated_total",
-            "Packets and messages that came more than once.",
-            |s| s.duplicated,
-        ),
-        (
-            "kedge_session_skipped_total",
-            "Packets that their flow went on without.",
-            |s| s.skipped,
-        ),
-    ];
-    for (name, help, value) in counters {
-        let samples = stats
-            .iter()
-            .map(|(node, stats)| (vec![("node", *node)], value(stats) as f64));
-        out.family((name, Kind::Counter, help), samples);
-    }
+    out.repairs(&stats);
     let bytes = sessions.iter().flat_map(|(node, session)| {
         let carried = session.carried();
         [("sent", carried.sent), ("received", carried.received)]
@@ -107,9 +75,9 @@ pub(crate) fn metrics(sessions: &[Session]) -> String {
     out.family(("kedge_session_bytes_total", Kind::Counter, help), bytes);
     let paths = sessions.iter().flat_map(|(node, session)| {
         let paths = session.paths();
-        [("up", PathState::Live), ("suspect", PathState::Suspect)].map(|(name, state)| {
+        [PathState::Live, PathState::Suspect].map(|state| {
             let count = paths.iter().filter(|path| path.stats.state == state).count();
-            (vec![("node", *node), ("state", name)], count as f64)
+            (vec![("node", *node), ("state", state.name())], count as f64)
         })
     });
     out.family(("kedge_session_paths", Kind::Gauge, "Paths by state."), paths);

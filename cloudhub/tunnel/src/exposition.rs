@@ -2,6 +2,8 @@
 
 use std::fmt::Write as _;
 
+use crate::bond::SessionStats;
+
 /// What a family's values are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
@@ -47,6 +49,38 @@ impl Exposition {
             }
             let end = if labels.is_empty() { "" } else { "}" };
             let _ = writeln!(self.0, "{end} {value}");
+        }
+    }
+
+    /// Adds what sessions have repaired, each with what tells it from the others.
+    pub fn repairs<'a>(&mut self, sessions: &[(Vec<(&'static str, &'a str)>, SessionStats)]) {
+        let counters: [(&str, &str, fn(&SessionStats) -> u64); 4] = [
+            (
+                "kedge_session_repaired_total",
+                "Packets and pieces of streams that were lost and sent again.",
+                |stats| stats.repaired,
+            ),
+            (
+                "kedge_session_reinjected_total",
+                "What went elsewhere because its path did not answer.",
+                |stats| stats.reinjected,
+            ),
+            (
+                "kedge_session_duplicated_total",
+                "Packets and messages that came more than once.",
+                |stats| stats.duplicated,
+            ),
+            (
+                "kedge_session_skipped_total",
+                "Packets that their flow went on without.",
+                |stats| stats.skipped,
+            ),
+        ];
+        for (name, help, value) in counters {
+            let samples = sessions
+                .iter()
+                .map(|(labels, stats)| (labels.clone(), value(stats) as f64));
+            self.family((name, Kind::Counter, help), samples);
         }
     }
 

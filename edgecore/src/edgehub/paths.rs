@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use serde_json::{Value, json};
-use tunnel::bond::{Carries, PathState};
+use tunnel::bond::Carries;
 use tunnel::exposition::{Exposition, Kind};
 use tunnel::{PathReport, Priority, Session, Uplink};
 
@@ -24,13 +24,6 @@ pub fn report(uplinks: &[Uplink], session: Option<&Session>, budgets: &Budgets) 
     json!({"paths": all, "session": session.map(totals)})
 }
 
-fn state(path: &PathReport) -> &'static str {
-    match path.stats.state {
-        PathState::Live => "up",
-        PathState::Suspect => "suspect",
-    }
-}
-
 /// What goes over a path now, in the configuration's words.
 fn carries(carries: Carries) -> &'static str {
     let least = [
@@ -48,7 +41,7 @@ fn one(path: &PathReport) -> Value {
         "uplink": path.uplink,
         "transport": path.transport.to_string(),
         "hub": path.remote.to_string(),
-        "state": state(path),
+        "state": stats.state.name(),
         "upSeconds": path.age.as_secs(),
         "silentSeconds": path.silent_for.as_secs(),
         "rttMillis": stats.rtt.as_secs_f64() * 1e3,
@@ -103,7 +96,7 @@ pub fn metrics(uplinks: &[Uplink], session: Option<&Session>, budgets: &Budgets)
         .collect();
     let states = uplinks.iter().flat_map(|uplink| {
         let path = paths.iter().find(|path| path.uplink == *uplink);
-        let now = path.map_or("down", state);
+        let now = path.map_or("down", |path| path.stats.state.name());
         ["up", "suspect", "down"].map(|state| {
             let labels = vec![("uplink", *uplink), ("state", state)];
             (labels, f64::from(u8::from(state == now)))
@@ -181,27 +174,8 @@ fn used(out: &mut Exposition, uplinks: &BTreeSet<&str>, budgets: &Budgets) {
 
 fn session_metrics(out: &mut Exposition, session: &Session) {
     let stats = session.stats();
+    out.repairs(&[(Vec::new(), stats)]);
     let counters = [
-        (
-            "kedge_session_repaired_total",
-            "Packets and pieces of streams that were lost and sent again.",
-            stats.repaired,
-        ),
-        (
-            "kedge_session_reinjected_total",
-            "What went elsewhere because its path did not answer.",
-            stats.reinjected,
-        ),
-        (
-            "kedge_session_duplicated_total",
-            "Packets and messages that came more than once.",
-            stats.duplicated,
-        ),
-        (
-            "kedge_session_skipped_total",
-            "Packets that their flow went on without.",
-            stats.skipped,
-        ),
         ("kedge_session_messages_total", "Messages sent.", stats.messages_sent),
         (
             "kedge_session_message_copies_total",

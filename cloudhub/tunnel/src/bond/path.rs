@@ -33,6 +33,17 @@ pub enum PathState {
     Suspect,
 }
 
+impl PathState {
+    /// Its name for people and Prometheus.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Live => "up",
+            Self::Suspect => "suspect",
+        }
+    }
+}
+
 /// What is known of a path when it is added.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PathConfig {

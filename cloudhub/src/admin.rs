@@ -1,4 +1,5 @@
-//! The admin socket: a unix socket of mode 0600. `/healthz`, `/readyz`, `/configz`, `/metrics`, `/debug/nodes`, `/debug/paths`. It reads only.
+//! The admin socket: a unix socket of mode 0600. `/healthz`, `/readyz`, `/configz`, `/metrics`, `/debug/nodes`, `/debug/paths` are
+//! read; POST `/redirect` {node, to} sends a session to another hub.
 
 use std::convert::Infallible;
 use std::os::unix::fs::PermissionsExt as _;
@@ -8,12 +9,13 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use bytes::Bytes;
-use http::{HeaderValue, Request, Response, StatusCode};
-use http_body_util::Full;
+use http::{HeaderValue, Method, Request, Response, StatusCode};
+use http_body_util::{BodyExt as _, Full, Limited};
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use places::{Place, Places};
+use serde::Deserialize;
 use serde_json::Value;
 use tokio::net::{UnixListener, UnixStream};
 use tokio::task::JoinSet;
@@ -27,6 +29,9 @@ const WITHIN: Duration = Duration::from_secs(30);
 const HEAD_WITHIN: Duration = Duration::from_secs(5);
 /// People and their scripts; the oldest goes for a newcomer.
 const MAX_CONNECTIONS: usize = 16;
+
+/// What is said here is short, bytes.
+const MAX_BODY: usize = 4096;
 
 /// Binds the socket, also where a dead hub has left its file.
 ///
@@ -84,8 +89,8 @@ pub async fn serve(listener: UnixListener, pages: Pages) {
 
 async fn connection(stream: UnixStream, place: Place, pages: Arc<Pages>) {
     let service = service_fn(move |request: Request<Incoming>| {
-        let response = answer(request.uri().path(), &pages);
-        async move { Ok::<_, Infallible>(response) }
+        let pages = pages.clone();
+        async move { Ok::<_, Infallible>(answer(request, &pages).await) }
     });
     let connection = hyper::server::conn::http1::Builder::new()
         .timer(TokioTimer::new())
@@ -98,8 +103,54 @@ async fn connection(stream: UnixStream, place: Place, pages: Arc<Pages>) {
     }
 }
 
-fn answer(path: &str, pages: &Pages) -> Response<Full<Bytes>> {
-    let (code, text) = match path {
+async fn answer(request: Request<Incoming>, pages: &Pages) -> Response<Full<Bytes>> {
+    let (method, path) = (request.method().clone(), request.uri().path().to_owned());
+    let (code, text) = match (method, path.as_str()) {
+        (Method::POST, "/redirect") => redirect(request.into_body(), &pages.tunnel).await,
+        (Method::GET, page) => shown(page, pages),
+        (method, path) => (
+            StatusCode::METHOD_NOT_ALLOWED,
+            format!("{method} of {path} means nothing\n"),
+        ),
+    };
+    let mut response = Response::new(Full::new(Bytes::from(text)));
+    *response.status_mut() = code;
+    if path == "/metrics" {
+        let format = HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");
+        response.headers_mut().insert(http::header::CONTENT_TYPE, format);
+    }
+    response
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Redirect {
+    node: String,
+    to: String,
+}
+
+async fn redirect(body: Incoming, tunnel: &tunnel::Hub) -> (StatusCode, String) {
+    let refused = |why: &dyn std::fmt::Display| (StatusCode::BAD_REQUEST, format!("{why}\n"));
+    let body = match Limited::new(body, MAX_BODY).collect().await {
+        Ok(body) => body.to_bytes(),
+        Err(error) => return refused(&error),
+    };
+    let Redirect { node, to } = match serde_json::from_slice(&body) {
+        Ok(redirect) => redirect,
+        Err(error) => return refused(&error),
+    };
+    match to.parse() {
+        Ok(to) if tunnel.redirect(&node, &to) => (StatusCode::OK, String::new()),
+        Ok(_) => (
+            StatusCode::NOT_FOUND,
+            format!("node {node:?} has no session with this hub\n"),
+        ),
+        Err(error) => refused(&error),
+    }
+}
+
+fn shown(page: &str, pages: &Pages) -> (StatusCode, String) {
+    match page {
         "/healthz" => (StatusCode::OK, "ok\n".to_owned()),
         "/readyz" if pages.registry.is_synced() => (StatusCode::OK, "ok\n".to_owned()),
         "/readyz" => (
@@ -110,13 +161,6 @@ fn answer(path: &str, pages: &Pages) -> Response<Full<Bytes>> {
         "/metrics" => (StatusCode::OK, links::metrics(&pages.tunnel.sessions())),
         "/debug/nodes" => (StatusCode::OK, pages.registry.summary().to_string()),
         "/debug/paths" => (StatusCode::OK, links::report(&pages.tunnel.sessions()).to_string()),
-        _ => (StatusCode::NOT_FOUND, format!("there is no {path}\n")),
-    };
-    let mut response = Response::new(Full::new(Bytes::from(text)));
-    *response.status_mut() = code;
-    if path == "/metrics" {
-        let format = HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");
-        response.headers_mut().insert(http::header::CONTENT_TYPE, format);
+        _ => (StatusCode::NOT_FOUND, format!("there is no {page}\n")),
     }
-    response
 }

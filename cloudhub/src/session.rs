@@ -101,7 +101,8 @@ async fn run(session: Session, deps: Deps) {
     tracing::info!(node = peer.node, epoch = peer.epoch, %reason, "session over");
     let why = match reason {
         CloseReason::PeerGoodbye { text } => Departure::AgentStopped { text },
-        CloseReason::Replaced => Departure::Replaced,
+        // Whoever has it now tells of it.
+        CloseReason::Replaced | CloseReason::Redirected { .. } => Departure::Replaced,
         CloseReason::Revoked | CloseReason::Refused { .. } => Departure::Revoked,
         CloseReason::Local => Departure::HubStopping,
         CloseReason::LinkLost | CloseReason::Violation { .. } => Departure::LinkLost,

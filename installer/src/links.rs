@@ -1,21 +1,16 @@
 //! `kedge links`: on which uplinks this machine reaches its hub, and how good each is. Read from edgecore's admin socket.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use bytes::Bytes;
 use clap::Args as ClapArgs;
-use http_body_util::{BodyExt, Empty, Limited};
-use hyper_util::rt::TokioIo;
+use http::Method;
 use serde::Deserialize;
-use tokio::net::UnixStream;
-use tokio::time::timeout;
 
-/// How long edgecore may take to answer.
-const ANSWER_WITHIN: Duration = Duration::from_secs(5);
-/// Eight paths are under 4 KiB.
-const MAX_ANSWER: usize = 256 * 1024;
+use crate::admin;
+
 /// How often -w looks.
 const INTERVAL: Duration = Duration::from_secs(1);
 /// A link that loses more is named, percent: a good radio link loses less than one.
@@ -100,38 +95,15 @@ pub(crate) async fn run(args: Args) -> Result<()> {
 
 /// What there is to show now.
 async fn look(args: &Args) -> Result<String> {
-    let text = timeout(ANSWER_WITHIN, fetch(&args.socket))
-        .await
-        .with_context(|| format!("edgecore at {} does not answer", args.socket.display()))??;
+    let (status, text) = admin::ask(("edgecore", &args.socket), Method::GET, "/debug/paths", Bytes::new()).await?;
+    if !status.is_success() {
+        bail!("edgecore answers {status}: is it older than this command?");
+    }
     if args.json {
         return Ok(String::from_utf8_lossy(&text).into_owned());
     }
     let report: Report = serde_json::from_slice(&text).context("edgecore's answer")?;
     Ok(render(&report))
-}
-
-async fn fetch(socket: &Path) -> Result<Bytes> {
-    let stream = UnixStream::connect(socket).await.with_context(|| {
-        format!(
-            "reach edgecore at {}: does it run here, and are you root?",
-            socket.display()
-        )
-    })?;
-    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
-    let request = http::Request::get("/debug/paths")
-        .header(http::header::HOST, "edge")
-        .body(Empty::<Bytes>::new())?;
-    let exchange = async move {
-        let response = sender.send_request(request).await.context("ask edgecore")?;
-        if !response.status().is_success() {
-            bail!("edgecore answers {}: is it older than this command?", response.status());
-        }
-        let body = Limited::new(response.into_body(), MAX_ANSWER).collect().await;
-        Ok(body.map_err(|error| anyhow::anyhow!(error))?.to_bytes())
-    };
-    // What ends the connection too early is an error of the exchange.
-    let (answer, _) = tokio::join!(exchange, connection);
-    answer
 }
 
 fn render(report: &Report) -> String {

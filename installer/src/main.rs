@@ -5,6 +5,7 @@
 //!
 //! Exit status: 0 done, 1 refused or failed (the reason on stderr), 2 wrong usage.
 
+mod admin;
 mod adopt;
 mod api;
 mod ca;

@@ -1,13 +1,17 @@
-//! `kedge node`: identities of nodes. Revoking marks Secret node-NODE; the hub watches it and cuts the node within a second.
+//! `kedge node`: identities of nodes, and which hub has their sessions. Revoking marks Secret node-NODE; the hub watches it and cuts the node
+//! within a second. Redirecting is said to the hub that has the session, on its machine.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
+use bytes::Bytes;
 use clap::{Args, Subcommand};
+use http::Method;
 use k8s_openapi::ByteString;
 use k8s_openapi::api::core::v1::{Node, Secret};
 use kube::api::{Api, ListParams, PostParams};
 
+use crate::admin;
 use crate::api::{self, text};
 use crate::token::is_node_name;
 
@@ -20,6 +24,8 @@ pub(crate) enum Command {
     List,
     /// Shut a node out: its session is cut within a second, its certificates are refused from now on
     Revoke(Revoke),
+    /// Send a node's session to another hub of the same installation; runs on the machine of the hub that has it
+    Redirect(Redirect),
 }
 
 #[derive(Debug, Args)]
@@ -28,10 +34,24 @@ pub(crate) struct Revoke {
     node: String,
 }
 
+#[derive(Debug, Args)]
+pub(crate) struct Redirect {
+    /// Its name
+    node: String,
+    /// Where to: HOST:PORT of the other hub's tunnel, up to eight with commas between them. The node dials them first until it is started
+    /// again; when none answers it comes back
+    #[arg(long)]
+    to: String,
+    /// cloudhub's admin socket
+    #[arg(long, default_value = "/run/kedge/cloudhub.sock", env = "KEDGE_HUB_SOCKET")]
+    socket: PathBuf,
+}
+
 pub(crate) async fn run(command: Command, kubeconfig: Option<&Path>) -> Result<()> {
     match command {
         Command::List => list(kubeconfig).await,
         Command::Revoke(args) => revoke(&args.node, kubeconfig).await,
+        Command::Redirect(args) => redirect(&args).await,
     }
 }
 
@@ -117,6 +137,17 @@ async fn revoke(node: &str, kubeconfig: Option<&Path>) -> Result<()> {
         }
     }
     bail!("write Secret {name}: somebody else keeps changing it")
+}
+
+async fn redirect(args: &Redirect) -> Result<()> {
+    let body = serde_json::json!({"node": args.node, "to": args.to}).to_string();
+    let hub = ("cloudhub", args.socket.as_path());
+    let (status, text) = admin::ask(hub, Method::POST, "/redirect", Bytes::from(body)).await?;
+    if !status.is_success() {
+        bail!("{}", String::from_utf8_lossy(&text).trim_end());
+    }
+    println!("node {} is told to go to {}", args.node, args.to);
+    Ok(())
 }
 
 #[cfg(test)]

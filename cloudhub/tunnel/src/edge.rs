@@ -177,7 +177,8 @@ pub enum ConnectError {
 struct State {
     dialler: Dialler,
     backoff: Backoff,
-    attempts: usize,
+    /// Whose turn it is among the hub's addresses: the one that worked last goes on being the first.
+    turn: usize,
     epoch_above: u64,
     last: Option<Session>,
 }
@@ -209,7 +210,7 @@ impl Edge {
             state: tokio::sync::Mutex::new(State {
                 dialler: Dialler::new(Arc::new(config))?,
                 backoff: Backoff::default(),
-                attempts: 0,
+                turn: 0,
                 epoch_above: 0,
                 last: None,
             }),
@@ -227,7 +228,9 @@ impl Edge {
             certificate,
             ..(*state.dialler.config).clone()
         };
+        let lead = state.dialler.lead.clone();
         state.dialler = Dialler::new(Arc::new(config))?;
+        state.dialler.lead = lead;
         Ok(())
     }
 
@@ -238,6 +241,10 @@ impl Edge {
     pub async fn connect(&self) -> Result<Session, ConnectError> {
         let mut state = self.state.lock().await;
         if let Some(last) = state.last.take() {
+            if let Some(CloseReason::Redirected { to }) = last.inner().end() {
+                state.dialler.lead = to.as_slice().into();
+                state.turn = 0;
+            }
             if last.inner().answered() {
                 state.backoff.reset();
             } else {
@@ -262,11 +269,13 @@ impl Edge {
                     state.epoch_above = current;
                 }
                 Err(AttemptError::Fatal(error)) => {
+                    state.turn = state.turn.wrapping_add(1);
                     let _ = state.backoff.next(0.0);
                     return Err(error);
                 }
                 Err(error) => {
-                    tracing::info!(attempt = state.attempts, %error, "no session");
+                    tracing::info!(attempt = state.turn, %error, "no session");
+                    state.turn = state.turn.wrapping_add(1);
                 }
             }
             let _ = state.backoff.next(0.0);
@@ -291,7 +300,7 @@ impl Edge {
         tasks.spawn(session.clone().run());
         tasks.spawn(keep::keep(
             session.clone(),
-            dialler.clone(),
+            dialler.to(&first),
             first,
             self.uplinks.clone(),
         ));
@@ -320,8 +329,7 @@ fn now_or_default(uplinks: &[Uplink]) -> Vec<Uplink> {
 impl State {
     /// One attempt over all uplinks at once: the first that is up carries the session's start.
     async fn attempt(&mut self, uplinks: &[Uplink]) -> Result<(Arc<Inner>, Welcomed), AttemptError> {
-        let turn = self.attempts;
-        self.attempts = self.attempts.wrapping_add(1);
+        let turn = self.turn;
         let dialler = self.dialler.clone();
         let mut dials: FuturesUnordered<_> = uplinks.iter().map(|uplink| dialler.dial_any(uplink, turn)).collect();
         let mut failed = AttemptError::Fatal(ConnectError::NoHub);

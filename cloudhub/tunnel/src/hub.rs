@@ -1,13 +1,13 @@
 //! The hub's end: one UDP socket, TCP listeners, one task per connection, the table of live sessions.
 //!
-//! - socket → handshake (mTLS) → [`Admission`] → Attach → [`crate::attach::decide`] → Welcome → [`Hub::accept`]
-//! - [`tcp`]: the same for connections over TCP, from sites that block UDP
+//! - socket → handshake (mTLS) → [`Admission`] → Attach → [`crate::attach::decide`] → Welcome → [`Hub::accept`]; `quic`, and `tcp` for
+//!   connections from sites that block UDP
 //! - the connection's task then runs the path until it ends; whoever removes a session from the table names that session
 //!
-//! State: [`Shared`] (sessions and quarantines, one lock, never held over an await). A handshake that stalls is cut by a deadline;
-//! above [`RETRY_ABOVE`] pending ones a newcomer must prove its address first, above [`MAX_PENDING`] it is refused.
+//! State: [`Shared`] (sessions and quarantines, one lock, never held over an await).
 
 mod newcomer;
+mod quic;
 mod tcp;
 
 use std::collections::HashMap;
@@ -15,11 +15,10 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use quinn::{Connection, Endpoint, Incoming, RecvStream, SendStream};
+use quinn::Endpoint;
 use rustls::RootCertStore;
-use rustls::pki_types::CertificateDer;
 use rustls::server::ResolvesServerCert;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
@@ -29,17 +28,15 @@ pub use self::tcp::TcpDoor;
 use self::newcomer::Attached;
 use crate::attach::{Decision, Newcomer, SessionKey, decide};
 use crate::bond::Config;
-use crate::congestion::controller::Told;
 use crate::driver::PathInfo;
-use crate::frame::{self, Control, RefusedFrame};
+use crate::frame::RefusedFrame;
 use crate::keys::QuicKeys;
 use crate::path::PathTransport;
-use crate::quic::{self, QuicPath};
 use crate::session::{Inner, Session};
 use crate::socket;
 use crate::tls::{self, Admission, PeerCertificate, TlsError};
 use crate::transport;
-use crate::types::{CloseReason, Limits, PeerInfo, Welcome};
+use crate::types::{CloseReason, HubAddresses, Limits, PeerInfo, Welcome};
 
 /// A handshake takes two round trips; ten seconds serve the worst link.
 const HANDSHAKE_WITHIN: Duration = Duration::from_secs(10);
@@ -49,12 +46,6 @@ const ATTACH_WITHIN: Duration = Duration::from_secs(5);
 const CHALLENGE_WITHIN: Duration = Duration::from_secs(2);
 /// How long two machines with one identity stay out: long enough that nobody takes the alternation for work.
 const QUARANTINE: Duration = Duration::from_secs(600);
-/// How long a refused edge may take to read why.
-const REFUSAL_WITHIN: Duration = Duration::from_secs(2);
-/// Connections between first packet and Attach; each costs about 30 KiB.
-const MAX_PENDING: usize = 4096;
-/// Above so many, a newcomer must prove its address (QUIC Retry) before it costs anything.
-const RETRY_ABOVE: usize = 256;
 /// Sessions that wait for [`Hub::accept`].
 const ACCEPT_BACKLOG: usize = 256;
 /// How long the last packets of a goodbye may take.
@@ -178,7 +169,7 @@ impl Hub {
             stop: CancellationToken::new(),
         });
         let (door, mut tasks) = (tcp::Door::new(), JoinSet::new());
-        tasks.spawn(accept_connections(endpoint.clone(), shared.clone()));
+        tasks.spawn(quic::accept(endpoint.clone(), shared.clone()));
         let tcp_door = door.door();
         let mut tcp_addrs = Vec::new();
         for (listener, address) in listeners {
@@ -237,6 +228,19 @@ impl Hub {
             Some(session) => {
                 session.close(CloseReason::Revoked, true);
                 tracing::info!(node, "cut the session of a revoked node");
+                true
+            }
+            None => false,
+        }
+    }
+
+    /// Sends a node's session elsewhere: its edge dials these addresses before those of its configuration. False when it has no session.
+    pub fn redirect(&self, node: &str, to: &HubAddresses) -> bool {
+        let session = self.shared.table().live.remove(node);
+        match session {
+            Some(session) => {
+                session.close(CloseReason::Redirected { to: to.clone() }, true);
+                tracing::info!(node, %to, "redirected a session");
                 true
             }
             None => false,
@@ -423,108 +427,6 @@ fn wall_now() -> Duration {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()
 }
 
-async fn accept_connections(endpoint: Endpoint, shared: Arc<Shared>) {
-    let mut connections = JoinSet::new();
-    let pending = Arc::new(Semaphore::new(MAX_PENDING));
-    loop {
-        tokio::select! {
-            biased;
-            Some(_) = connections.join_next() => {}
-            incoming = endpoint.accept() => {
-                let Some(incoming) = incoming else { break };
-                let busy = MAX_PENDING - pending.available_permits();
-                if busy > RETRY_ABOVE && !incoming.remote_address_validated() && incoming.may_retry() {
-                    let _ = incoming.retry();
-                } else if let Ok(permit) = pending.clone().try_acquire_owned() {
-                    connections.spawn(serve(incoming, shared.clone(), permit));
-                } else {
-                    incoming.refuse();
-                }
-            }
-        }
-    }
-    while connections.join_next().await.is_some() {}
-}
-
-/// One connection, from its first packet to its end.
-async fn serve(incoming: Incoming, shared: Arc<Shared>, permit: OwnedSemaphorePermit) {
-    let remote = incoming.remote_address();
-    let told = Told::default();
-    let Some((connection, certificate)) = shake_hands(incoming, &shared, &told).await else {
-        return;
-    };
-    let node = certificate.node.clone();
-    let attached = timeout(ATTACH_WITHIN, read_attach(&connection, &node)).await;
-    let (newcomer, control) = match attached {
-        Ok(Ok(attached)) => attached,
-        Ok(Err(error)) => {
-            tracing::info!(node, %remote, error = %error, "no usable Attach");
-            return refuse_at_once(&connection, error);
-        }
-        Err(_) => return refuse_at_once(&connection, "no Attach in time".to_owned()),
-    };
-    drop(permit);
-    let session = match attach(&shared, &newcomer, &certificate).await {
-        Ok(session) => session,
-        Err(refusal) => {
-            tracing::warn!(node, %remote, reason = refusal.reason, "refused a session");
-            return refuse(&connection, control, refusal).await;
-        }
-    };
-    let path = QuicPath::new(connection, told, control);
-    let welcomed = path.welcome((&shared.welcome()).into()).await;
-    run(&shared, &path, newcomer.path, session, welcomed).await;
-}
-
-/// The handshake, and whether the certificate is let in.
-async fn shake_hands(incoming: Incoming, shared: &Shared, told: &Told) -> Option<(Connection, PeerCertificate)> {
-    let remote = incoming.remote_address();
-    let config = transport::hub_connection(&shared.server, told);
-    let connecting = incoming.accept_with(config).ok()?;
-    let connection = match timeout(HANDSHAKE_WITHIN, connecting).await {
-        Ok(Ok(connection)) => connection,
-        Ok(Err(error)) => {
-            tracing::info!(%remote, %error, "a handshake failed");
-            return None;
-        }
-        Err(_) => return None,
-    };
-    let admitted = peer_certificate(&connection).and_then(|certificate| {
-        shared.admission.admit(&certificate, wall_now())?;
-        Ok(certificate)
-    });
-    match admitted {
-        Ok(certificate) => Some((connection, certificate)),
-        Err(reason) => {
-            tracing::warn!(%remote, reason, "a node was not let in");
-            refuse_at_once(&connection, reason);
-            None
-        }
-    }
-}
-
-fn refuse_at_once(connection: &Connection, reason: String) {
-    let refused = CloseReason::Refused {
-        reason,
-        current_epoch: None,
-    };
-    quic::close(connection, &refused);
-}
-
-fn peer_certificate(connection: &Connection) -> Result<PeerCertificate, String> {
-    let chain = connection
-        .peer_identity()
-        .and_then(|identity| identity.downcast::<Vec<CertificateDer<'static>>>().ok());
-    newcomer::certificate(chain.as_ref().map(|chain| chain.as_slice()))
-}
-
-async fn read_attach(connection: &Connection, node: &str) -> Result<(Attached, (SendStream, RecvStream)), String> {
-    let (writer, mut reader) = connection.accept_bi().await.map_err(|error| error.to_string())?;
-    let first = frame::read(&mut reader).await.map_err(|error| error.to_string())?;
-    let attached = newcomer::read(first, node, connection.remote_address())?;
-    Ok((attached, (writer, reader)))
-}
-
 /// The session that this path belongs to, and whether it is new.
 async fn attach(
     shared: &Shared,
@@ -566,15 +468,6 @@ async fn run_session(session: Arc<Inner>) {
     session.clone().run().await;
     let reason = Session::new(session.clone()).closed().await.reason;
     tracing::info!(node = session.peer.node, epoch = session.peer.epoch, %reason, "session over");
-}
-
-/// Says why on the control stream and waits until the edge has read it.
-async fn refuse(connection: &Connection, mut control: (SendStream, RecvStream), refusal: RefusedFrame) {
-    let reason = reason_of(&refusal);
-    if frame::write(&mut control.0, Control::Refused(refusal)).await.is_ok() {
-        let _ = timeout(REFUSAL_WITHIN, connection.closed()).await;
-    }
-    quic::close(connection, &reason);
 }
 
 /// `welcomed`: the edge was told.

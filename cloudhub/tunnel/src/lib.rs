@@ -57,7 +57,7 @@ pub use path::Transport;
 pub use proxy::{NotAProxy, Proxy};
 pub use session::{ByteStream, Session};
 pub use tls::{ALPN, Admission, ClockFloor, PeerCertificate, SERVER_NAME, TRUST_DOMAIN};
-pub use types::{CloseReason, Closed, Limits, PeerInfo, Priority, SendError, Welcome};
+pub use types::{CloseReason, Closed, HubAddresses, Limits, NotHubAddresses, PeerInfo, Priority, SendError, Welcome};
 
 /// The largest message that [`Session::send`] takes, in bytes. `relay` fragments what is larger.
 pub const MAX_MESSAGE: usize = 64 * 1024;

@@ -17,10 +17,10 @@ use crate::frame::{self, Control, FrameError, WelcomeFrame};
 use crate::meter::Carried;
 use crate::path::{Counters, Hint, PathControl, PathFacts, PathTransport, Transport};
 use crate::transport::SEND_WINDOW;
-use crate::types::CloseReason;
+use crate::types::{CloseReason, HubAddresses};
 
 /// Longest text of a goodbye or refusal, in bytes.
-const MAX_TEXT: usize = 256;
+const MAX_TEXT: usize = HubAddresses::MAX_TEXT;
 
 /// Application error codes of CONNECTION_CLOSE, and of what closes a path over TCP.
 mod code {
@@ -30,16 +30,22 @@ mod code {
     pub(super) const REVOKED: u8 = 4;
     pub(super) const DEAD: u8 = 5;
     pub(super) const VIOLATION: u8 = 6;
+    pub(super) const REDIRECTED: u8 = 7;
 }
 
 /// The code and the text that tell a peer the reason.
-pub(crate) fn code_of(reason: &CloseReason) -> (u8, &[u8]) {
+pub(crate) fn code_of(reason: &CloseReason) -> (u8, Vec<u8>) {
+    let addresses;
     let (code, text) = match reason {
         CloseReason::LinkLost => (code::DEAD, ""),
         CloseReason::PeerGoodbye { text } => (code::GOODBYE, text.as_str()),
         CloseReason::Local => (code::GOODBYE, ""),
         CloseReason::Replaced => (code::REPLACED, ""),
         CloseReason::Refused { reason, .. } => (code::REFUSED, reason.as_str()),
+        CloseReason::Redirected { to } => {
+            addresses = to.to_string();
+            (code::REDIRECTED, addresses.as_str())
+        }
         CloseReason::Revoked => (code::REVOKED, ""),
         CloseReason::Violation { text } => (code::VIOLATION, text.as_str()),
     };
@@ -47,7 +53,7 @@ pub(crate) fn code_of(reason: &CloseReason) -> (u8, &[u8]) {
     while !text.is_char_boundary(end) {
         end -= 1;
     }
-    (code, &text.as_bytes()[..end])
+    (code, text.as_bytes()[..end].to_vec())
 }
 
 /// What a peer tells by them.
@@ -58,6 +64,11 @@ pub(crate) fn reason(code: u64, text: &[u8]) -> CloseReason {
         Ok(code::REPLACED) => CloseReason::Replaced,
         Ok(code::REVOKED) => CloseReason::Revoked,
         Ok(code::VIOLATION) => CloseReason::Violation { text },
+        Ok(code::REDIRECTED) => match text.parse() {
+            Ok(to) => CloseReason::Redirected { to },
+            // Nowhere else to go: the edge looks for its hub as after any end.
+            Err(_) => CloseReason::LinkLost,
+        },
         Ok(code::REFUSED) => CloseReason::Refused {
             reason: text,
             current_epoch: None,
@@ -69,7 +80,7 @@ pub(crate) fn reason(code: u64, text: &[u8]) -> CloseReason {
 /// Closes a connection with the code and text of the reason.
 pub(crate) fn close(connection: &Connection, reason: &CloseReason) {
     let (code, text) = code_of(reason);
-    connection.close(VarInt::from_u32(code.into()), text);
+    connection.close(VarInt::from_u32(code.into()), &text);
 }
 
 /// What the end of a connection means for the session.

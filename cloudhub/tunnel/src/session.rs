@@ -247,9 +247,14 @@ impl Inner {
         self.answered.load(Ordering::Relaxed)
     }
 
+    /// Why it has ended, when it has.
+    pub(crate) fn end(&self) -> Option<CloseReason> {
+        self.closed.borrow().clone()
+    }
+
     fn closed_now(&self) -> Closed {
         Closed {
-            reason: self.closed.borrow().clone().unwrap_or(CloseReason::Local),
+            reason: self.end().unwrap_or(CloseReason::Local),
         }
     }
 
@@ -303,8 +308,7 @@ impl Inner {
     pub(crate) fn add_path(&self, info: PathInfo, control: Arc<dyn PathControl>) -> bool {
         let takes = self.driver.add_path(info, control.clone());
         if !takes {
-            let over = self.closed.borrow().clone();
-            control.close(&over.unwrap_or(CloseReason::LinkLost));
+            control.close(&self.end().unwrap_or(CloseReason::LinkLost));
         }
         takes
     }

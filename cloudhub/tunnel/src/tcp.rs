@@ -103,7 +103,7 @@ impl Link {
     pub(crate) async fn refuse(mut self, reason: &CloseReason) {
         let (code, text) = quic::code_of(reason);
         let last = async {
-            self.write(&Record::Close(code, Bytes::copy_from_slice(text))).await?;
+            self.write(&Record::Close(code, text.into())).await?;
             Ok::<_, LinkError>(self.stream.shutdown().await?)
         };
         if !matches!(timeout(FINISH_WITHIN, last).await, Ok(Ok(()))) {
@@ -479,10 +479,9 @@ impl PathControl for TcpPath {
         });
         if first {
             let (code, text) = quic::code_of(reason);
-            let text = Bytes::copy_from_slice(text);
             // It is what matters now.
             self.state().out.clear();
-            self.say(&Record::Close(code, text));
+            self.say(&Record::Close(code, text.into()));
         }
     }
 }

@@ -55,6 +55,11 @@ pub enum CloseReason {
         /// The epoch that the hub knows, where a lower one was offered.
         current_epoch: Option<u64>,
     },
+    /// The hub wants the session elsewhere: the edge dials these first from now on.
+    Redirected {
+        /// Where to.
+        to: HubAddresses,
+    },
     /// The node's identity was revoked.
     Revoked,
     /// One end broke the rules of the tunnel.
@@ -80,10 +85,55 @@ impl std::fmt::Display for CloseReason {
                 reason,
                 current_epoch: Some(epoch),
             } => write!(f, "refused: {reason} (the hub knows epoch {epoch})"),
+            Self::Redirected { to } => write!(f, "redirected to {to}"),
             Self::Revoked => f.write_str("the node's identity was revoked"),
             Self::Violation { text } => write!(f, "a rule of the tunnel was broken: {text}"),
             Self::Local => f.write_str("closed by this end"),
         }
+    }
+}
+
+/// Where a hub is reached: 1 to 8 addresses, `host:port` each, of [`Self::MAX_TEXT`] bytes together with the commas between them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HubAddresses(Vec<String>);
+
+/// A text that is no [`HubAddresses`].
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0:?} is not 1 to 8 addresses HOST:PORT with commas between them")]
+pub struct NotHubAddresses(String);
+
+impl HubAddresses {
+    /// Longest text, bytes: what the end of a connection may say.
+    pub const MAX_TEXT: usize = 256;
+
+    /// One by one.
+    pub fn as_slice(&self) -> &[String] {
+        &self.0
+    }
+}
+
+impl std::str::FromStr for HubAddresses {
+    type Err = NotHubAddresses;
+
+    fn from_str(text: &str) -> Result<Self, NotHubAddresses> {
+        let is_address = |one: &str| {
+            let parts = one.rsplit_once(':');
+            parts.is_some_and(|(host, port)| {
+                let clean = host.chars().all(|c| c.is_ascii_graphic() && c != ',');
+                !host.is_empty() && clean && port.parse::<u16>().is_ok_and(|port| port > 0)
+            })
+        };
+        let all: Vec<String> = text.split(',').map(str::to_owned).collect();
+        if text.len() > Self::MAX_TEXT || all.len() > 8 || !all.iter().all(|one| is_address(one)) {
+            return Err(NotHubAddresses(text.chars().take(Self::MAX_TEXT).collect()));
+        }
+        Ok(Self(all))
+    }
+}
+
+impl std::fmt::Display for HubAddresses {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.0.join(","))
     }
 }
 
@@ -158,8 +208,26 @@ pub struct Welcome {
     pub hub_instance: [u8; 16],
     /// The hub's wall clock, since 1970.
     pub wall_time: Duration,
-    /// Where this very instance is reached, `host:port` each; empty = where the edge came in.
+    /// Where this very instance is reached, `host:port` each; empty = where the edge came in. The session's further paths go there.
     pub addresses: Vec<String>,
     /// What the hub allows.
     pub limits: Limits,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_of_a_hub_are_read_strictly() {
+        for good in ["hub.example:6444", "a:1,[2001:db8::1]:6444,10.0.0.1:443"] {
+            assert_eq!(good.parse::<HubAddresses>().unwrap().to_string(), good);
+        }
+        let (many, long) = (["a:1"; 9].join(","), format!("{}:1", "a".repeat(255)));
+        for bad in [
+            "", "a", ":1", "a:", "a:0", "a:65536", "a:1,", "a:1, b:2", "a b:1", &many, &long,
+        ] {
+            assert!(bad.parse::<HubAddresses>().is_err(), "{bad}");
+        }
+    }
 }

@@ -5,12 +5,13 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
+use bytes::Bytes;
 use cri::{CriRuntime, Runtime as _};
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::UnixStream;
+use http::Method;
 use tokio::process::Command;
 use tokio::time::timeout;
 
+use crate::admin;
 use crate::up::layout::{Layout, Plan};
 use crate::up::say;
 
@@ -18,7 +19,6 @@ use crate::up::say;
 const ANSWER_WITHIN: Duration = Duration::from_secs(5);
 /// The hub may be slow in its first seconds.
 const JOIN_WITHIN: Duration = Duration::from_secs(60);
-const MAX_ANSWER: u64 = 64 * 1024;
 
 /// Whether containerd's CRI plugin answers.
 pub(super) async fn containerd_version(layout: &Layout) -> Result<(), String> {
@@ -36,23 +36,11 @@ pub(super) async fn containerd_version(layout: &Layout) -> Result<(), String> {
 
 /// Whether `path` on the admin socket answers 200.
 pub(super) async fn ready(socket: &Path, path: &str) -> Result<(), String> {
-    let exchange = async {
-        let mut stream = UnixStream::connect(socket).await?;
-        let request = format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
-        stream.write_all(request.as_bytes()).await?;
-        let mut answer = String::new();
-        stream.take(MAX_ANSWER).read_to_string(&mut answer).await?;
-        Ok::<_, std::io::Error>(answer)
-    };
-    let answer = match timeout(ANSWER_WITHIN, exchange).await {
-        Ok(Ok(answer)) => answer,
-        Ok(Err(error)) => return Err(format!("{}: {error}", socket.display())),
-        Err(_) => return Err(format!("{}: no answer", socket.display())),
-    };
-    if answer.split_whitespace().nth(1) == Some("200") {
-        return Ok(());
+    let answered = admin::ask(("a service", socket), Method::GET, path, Bytes::new()).await;
+    match answered.map_err(|error| format!("{error:#}"))? {
+        (status, _) if status.is_success() => Ok(()),
+        (_, text) => Err(String::from_utf8_lossy(&text).trim_end().to_owned()),
     }
-    Err(answer.lines().last().unwrap_or("empty answer").to_owned())
 }
 
 /// Joins this machine as the plan's node, unless it has joined.

@@ -60,6 +60,8 @@ pub(super) enum AttemptError {
 #[derive(Clone)]
 pub(super) struct Dialler {
     pub(super) config: Arc<EdgeConfig>,
+    /// Hub addresses that go before the configured ones: where a hub has sent this edge, or where its session is.
+    pub(super) lead: Arc<[String]>,
     /// One for all connections: a ticket of the last over any uplink resumes the next.
     crypto: Arc<QuicClientConfig>,
     /// The same over TCP.
@@ -70,6 +72,8 @@ pub(super) struct Dialler {
 /// A connection that is up and has not attached.
 pub(super) struct Dialled {
     pub(super) uplink: Uplink,
+    /// The address that was dialled, as somebody wrote it.
+    pub(super) hub: String,
     pub(super) over: Connected,
 }
 
@@ -90,6 +94,8 @@ pub(super) struct Ticket {
 /// A path that the hub has welcomed.
 pub(super) struct Welcomed {
     pub(super) path: Path,
+    /// See [`Dialled::hub`].
+    pub(super) hub: String,
     pub(super) info: PathInfo,
     pub(super) welcome: Welcome,
     pub(super) peer: PeerInfo,
@@ -135,6 +141,7 @@ impl Dialler {
         )?;
         Ok(Self {
             config,
+            lead: Arc::new([]),
             tls: Arc::new(tls.clone()),
             crypto: transport::edge(tls)?,
             mtus: Mtus::default(),
@@ -143,11 +150,26 @@ impl Dialler {
 
     /// The hub's address of this turn, and how often all of them had theirs.
     pub(super) fn hub<'a>(&'a self, uplink: &'a Uplink, turn: usize) -> (&'a str, usize) {
-        let hubs = match uplink.hubs.len() {
-            0 => &self.config.hubs,
-            _ => &uplink.hubs,
+        let hubs: Vec<&str> = match uplink.hubs.as_slice() {
+            [] => {
+                let known = self.config.hubs.iter().filter(|hub| !self.lead.contains(hub));
+                self.lead.iter().chain(known).map(String::as_str).collect()
+            }
+            own => own.iter().map(String::as_str).collect(),
         };
-        (&hubs[turn % hubs.len()], turn / hubs.len())
+        (hubs[turn % hubs.len()], turn / hubs.len())
+    }
+
+    /// For the further paths of a session: where its hub's instance says that it is, then where the first path went.
+    pub(super) fn to(&self, first: &Welcomed) -> Self {
+        let mut lead = first.welcome.addresses.clone();
+        if !lead.contains(&first.hub) {
+            lead.push(first.hub.clone());
+        }
+        Self {
+            lead: lead.into(),
+            ..self.clone()
+        }
     }
 
     /// A QUIC connection to the hub of this turn, whichever of its addresses answers first.
@@ -155,7 +177,11 @@ impl Dialler {
         let (hub, round) = self.hub(uplink, turn);
         let addresses = order(look_up(hub, uplink).await?, round);
         let dialled = race(addresses, |remote| self.dial_address(uplink, remote)).await;
-        self.note(uplink, dialled)
+        Ok(Dialled {
+            uplink: uplink.clone(),
+            hub: hub.to_owned(),
+            over: self.note(uplink, dialled)?,
+        })
     }
 
     /// Remembers what got no answer.
@@ -166,7 +192,7 @@ impl Dialler {
         outcome
     }
 
-    async fn dial_address(&self, uplink: &Uplink, remote: SocketAddr) -> Result<Dialled, AttemptError> {
+    async fn dial_address(&self, uplink: &Uplink, remote: SocketAddr) -> Result<Connected, AttemptError> {
         let socket = |source| AttemptError::Socket {
             uplink: uplink.name.clone(),
             source,
@@ -186,15 +212,12 @@ impl Dialler {
             Ok(Err(error)) => return Err(handshake_error(remote, &error)),
             Err(_) => return Err(AttemptError::Timeout(remote)),
         };
-        Ok(Dialled {
-            uplink: uplink.clone(),
-            over: Connected::Quic(endpoint, connection, told),
-        })
+        Ok(Connected::Quic(endpoint, connection, told))
     }
 
     /// Names the session to the hub and waits for its word.
     pub(super) async fn attach(&self, dialled: Dialled, ticket: Ticket) -> Result<Welcomed, AttemptError> {
-        let Dialled { uplink, over } = dialled;
+        let Dialled { uplink, hub, over } = dialled;
         let remote = match &over {
             Connected::Quic(_, connection, _) => connection.remote_address(),
             Connected::Tcp(connected) => connected.remote,
@@ -221,6 +244,7 @@ impl Dialler {
         self.config.clock_floor.raise(welcome.wall_time);
         Ok(Welcomed {
             path,
+            hub,
             info: PathInfo {
                 id: ticket.path,
                 uplink: uplink.name.clone(),

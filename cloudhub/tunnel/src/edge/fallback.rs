@@ -115,6 +115,7 @@ impl Dialler {
                 Ok(connected) => {
                     return Ok(Dialled {
                         uplink: uplink.clone(),
+                        hub: hub.to_owned(),
                         over: dial::Connected::Tcp(Box::new(connected)),
                     });
                 }

@@ -165,14 +165,14 @@ impl Site {
         Hub::bind(self.hub_config(listen, certificate)).unwrap()
     }
 
-    fn hub_config(&self, listen: SocketAddr, certificate: Arc<rustls::sign::SingleCertAndKey>) -> HubConfig {
+    pub(crate) fn hub_config(&self, listen: SocketAddr, certificate: Arc<rustls::sign::SingleCertAndKey>) -> HubConfig {
         HubConfig {
             listen,
             listen_tcp: Vec::new(),
             certificate,
             client_roots: Arc::new(tls::roots_from_pem(self.pki.tunnel.pem().as_bytes()).unwrap()),
             hub_instance: rand::random(),
-            addresses: vec!["hub.example:6444".to_owned()],
+            addresses: Vec::new(),
             limits: Limits::default(),
             keys: self.keys.clone(),
             admission: self.gate.clone(),

@@ -119,6 +119,65 @@ fn a_robot_that_went_while_no_hub_was_there_is_noticed() {
         .unwrap_or_else(|e| panic!("{e}\n{}\n{}", hub.tail(), edge.tail()));
 }
 
+/// To this very hub, over its tunnel's own address: the robot goes, and is there again at once. Two hubs are in the tunnel's tests.
+#[test]
+fn a_robot_is_sent_to_another_address() {
+    let site = Site::new().expect("a site");
+    let hub = kit::suite::embedded(&site);
+    let edge = kit::suite::robot(&site, &hub);
+    hub.kubectl
+        .apply(&kit::yaml::shell_pod("web", "exec sleep 1000"))
+        .expect("apply");
+    let before = edge.wait_container("web", SOON).expect("runs");
+    let socket = hub.dir().join("cloudhub.sock").display().to_string();
+    let redirect = |node: &str, to: &str| {
+        let mut kedge = hub.kedge(&["node", "redirect", node, "--to", to, "--socket", &socket]);
+        let output = kedge.output().expect("kedge");
+        let said = [output.stdout, output.stderr].map(|text| String::from_utf8_lossy(&text).into_owned());
+        (output.status.success(), said.concat())
+    };
+    let (done, said) = redirect("robot-2", "hub:6444");
+    assert!(
+        !done && said.contains("node \"robot-2\" has no session with this hub"),
+        "{said}"
+    );
+    let (done, said) = redirect("robot-1", "hub");
+    assert!(
+        !done && said.contains("\"hub\" is not 1 to 8 addresses HOST:PORT"),
+        "{said}"
+    );
+
+    let to = format!("{HUB}:{JOIN_PORT}");
+    let (done, said) = redirect("robot-1", &to);
+    assert!(
+        done && said.contains(&format!("robot-1 is told to go to {to}")),
+        "{said}"
+    );
+    let told = format!("redirected to {to}");
+    kit::wait_for("the robot's next session", SOON, || {
+        let log = edge.log();
+        match log.split_once(&told) {
+            Some((_, after)) if after.contains("session with the hub") => kit::wait::State::Done(()),
+            _ => kit::wait::State::Not(log),
+        }
+    })
+    .unwrap_or_else(|e| panic!("{e}"));
+    hub.kubectl
+        .run(&["exec", "web", "--", "true"])
+        .expect("the robot is there");
+    let after = edge.wait_container("web", SOON).expect("runs");
+    assert_eq!((after.id, after.pid), (before.id, before.pid), "the same container");
+    let node = hub
+        .kubectl
+        .get(&["node", "robot-1"])
+        .expect("get")
+        .expect("it is there");
+    assert!(
+        condition(&node, "EdgeConnected").is_some_and(|c| c["status"] == "True"),
+        "{node}"
+    );
+}
+
 #[test]
 fn a_robot_whose_runtime_is_down_says_so_and_its_containers_run_on() {
     let site = Site::new().expect("a site");

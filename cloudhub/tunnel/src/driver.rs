@@ -4,11 +4,12 @@
 //!   hands out what happened and wakes whoever can go on
 //!   - [`Driver::run_path`]: one path, in the task of its connection: pulls datagrams out while the path has room, puts in what it brings
 //!   - [`Driver::run_clock`]: the bond's timeouts, in the session's task
-//!   - [`stream`]: byte streams, read and written by their owners' tasks
+//!   - [`stream`]: byte streams, read and written by their owners' tasks; `packets`: the IP tunnel's, likewise
 //!
 //! On failure: a path that ends is taken out, and what it carried goes over the others. The last one's end, silence on all of them, or a
 //! [`Violation`] of the peer is the end of the session, which its owner is told by [`Over`].
 
+mod packets;
 pub(crate) mod stream;
 
 use std::collections::{HashMap, VecDeque};
@@ -102,6 +103,7 @@ struct State {
     paths: Vec<Slot>,
     streams: HashMap<StreamId, Waiting>,
     opened: VecDeque<StreamId>,
+    packets: packets::Incoming,
     /// Streams that were there at the last look.
     open: usize,
     /// When [`Driver::run_clock`] looks again.
@@ -126,6 +128,8 @@ pub(crate) struct Driver {
     pub(crate) inbox: Queues,
     timer: Notify,
     opened: Notify,
+    packets_arrived: Notify,
+    packet_room: Notify,
     /// A message or a stream more may be sent.
     room: Notify,
     /// Byte streams that this end may have open; lanes are not among them.
@@ -148,6 +152,7 @@ impl Driver {
                 paths: Vec::new(),
                 streams: HashMap::new(),
                 opened: VecDeque::new(),
+                packets: packets::Incoming::default(),
                 open: 0,
                 armed: None,
                 over: false,
@@ -155,6 +160,8 @@ impl Driver {
             inbox: Queues::default(),
             timer: Notify::new(),
             opened: Notify::new(),
+            packets_arrived: Notify::new(),
+            packet_room: Notify::new(),
             room: Notify::new(),
         }
     }
@@ -248,6 +255,7 @@ impl Driver {
         let length = state.bond.poll_transmit(boottime(), id, max, &mut datagram);
         let hint = state.hint(id);
         self.arm(&mut state);
+        self.offer_room(&mut state);
         drop(state);
         path.hint(hint);
         self.room.notify_waiters();
@@ -448,7 +456,11 @@ impl Driver {
 
     /// The session over all paths.
     pub(crate) fn stats(&self) -> SessionStats {
-        self.peek().bond.stats()
+        let state = self.peek();
+        SessionStats {
+            packets_dropped: state.packets.dropped(),
+            ..state.bond.stats()
+        }
     }
 
     /// Ways to the peer, for a challenge.
@@ -473,6 +485,8 @@ impl Driver {
             control.close(reason);
         }
         wakers.into_iter().for_each(Waker::wake);
+        self.packets_arrived.notify_one();
+        self.packet_room.notify_waiters();
         self.room.notify_waiters();
     }
 }
@@ -508,8 +522,7 @@ impl State {
                     tracing::debug!(?priority, "a message is dropped: the session's reader is behind");
                 }
             }
-            // Nobody opens the IP tunnel yet.
-            Event::Datagram(_) => {}
+            Event::Datagram(packet) => self.packets.push(packet),
             Event::StreamOpened { id, .. } => {
                 self.streams.insert(id, Waiting::default());
                 self.opened.push_back(id);
@@ -570,6 +583,10 @@ impl Drop for Guard<'_> {
         if !state.opened.is_empty() {
             driver.opened.notify_one();
         }
+        if !state.packets.is_empty() {
+            driver.packets_arrived.notify_one();
+        }
+        driver.offer_room(state);
         let open = state.bond.open_streams();
         if open < state.open {
             driver.room.notify_waiters();

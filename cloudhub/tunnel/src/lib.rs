@@ -4,6 +4,7 @@
 //!
 //! - messages up to [`MAX_MESSAGE`] bytes, delivered zero or more times in any order; `relay` alone orders, dedups and repeats
 //! - byte streams ([`ByteStream`]), reliable and ordered, each direction half-closable
+//! - IP packets ([`Session::packets`]), as a link would carry them, each flow in order
 //!
 //! Who owns what:
 //!
@@ -36,6 +37,7 @@ mod keys;
 mod lane;
 pub mod liveness;
 mod meter;
+mod packets;
 pub mod path;
 mod proxy;
 mod queue;
@@ -53,6 +55,7 @@ pub use edge::{ConnectError, Edge, EdgeConfig, EpochSource, Fallback, Uplink};
 pub use hub::{Hub, HubConfig, HubError, TcpDoor};
 pub use keys::QuicKeys;
 pub use meter::{Carried, Meter};
+pub use packets::{PacketReceiver, PacketSender};
 pub use path::Transport;
 pub use proxy::{NotAProxy, Proxy};
 pub use session::{ByteStream, Session};

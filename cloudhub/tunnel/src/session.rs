@@ -118,7 +118,7 @@ impl Session {
     pub async fn recv(&self) -> Result<Bytes, Closed> {
         match self.inner.driver.inbox.pop_any().await {
             Some((_, message)) => {
-                self.inner.answered.store(true, Ordering::Relaxed);
+                self.inner.set_answered();
                 Ok(message)
             }
             None => Err(self.closed().await),
@@ -148,7 +148,7 @@ impl Session {
             closed = self.closed() => Err(closed),
             stream = streams.recv() => match stream {
                 Some(stream) => {
-                    self.inner.answered.store(true, Ordering::Relaxed);
+                    self.inner.set_answered();
                     Ok(stream)
                 }
                 None => Err(self.closed().await),
@@ -252,7 +252,15 @@ impl Inner {
         self.closed.borrow().clone()
     }
 
-    fn closed_now(&self) -> Closed {
+    pub(crate) fn set_answered(&self) {
+        self.answered.store(true, Ordering::Relaxed);
+    }
+
+    pub(crate) fn driver(&self) -> &Driver {
+        &self.driver
+    }
+
+    pub(crate) fn closed_now(&self) -> Closed {
         Closed {
             reason: self.end().unwrap_or(CloseReason::Local),
         }

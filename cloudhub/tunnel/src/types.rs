@@ -145,10 +145,10 @@ pub struct Closed {
     pub reason: CloseReason,
 }
 
-/// Why a message was not taken.
+/// Why a message or a packet was not taken.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum SendError {
-    /// The queue of this priority is full: wait for [`crate::Session::ready`].
+    /// The queue is full: wait for [`crate::Session::ready`] or [`crate::PacketSender::ready`].
     #[error("the queue of this priority is full")]
     Busy,
     /// The message has more than [`crate::MAX_MESSAGE`] bytes.
@@ -157,6 +157,17 @@ pub enum SendError {
         /// Its size in bytes.
         size: usize,
     },
+    /// The packet is larger than the session's paths take, even in two halves.
+    #[error("a packet of {size} bytes exceeds the limit of {limit} bytes")]
+    PacketTooLarge {
+        /// Its size in bytes.
+        size: usize,
+        /// The limit in bytes.
+        limit: usize,
+    },
+    /// Neither an IPv4 nor an IPv6 packet.
+    #[error("not an IP packet")]
+    NotIp,
     /// The session is over.
     #[error(transparent)]
     Closed(#[from] Closed),

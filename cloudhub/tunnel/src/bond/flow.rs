@@ -246,6 +246,11 @@ impl Flows {
         Some(slot)
     }
 
+    /// Whether there is a slot for a new flow.
+    pub(crate) fn has_slot(&self) -> bool {
+        self.ready.iter().map(VecDeque::len).sum::<usize>() < MAX_FLOWS
+    }
+
     /// A slot without packets that was not used lately: two turns of the hand at most.
     fn evict(&mut self, now: Duration) -> Option<usize> {
         for _ in 0..2 * self.slots.len() {

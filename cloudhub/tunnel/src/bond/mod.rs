@@ -395,7 +395,13 @@ impl Bond {
     /// Whether [`Self::send_datagram`] takes more.
     #[must_use]
     pub fn has_room_for_datagram(&self) -> bool {
-        self.queued(self.barred()) < self.queue_limit()
+        self.datagrams.flows.has_slot() && self.queued(self.barred()) < self.queue_limit()
+    }
+
+    /// Whether [`Self::send_datagram`] takes a batch: half of the queue is free. A sender that waited goes on then, not for each packet.
+    #[must_use]
+    pub fn has_room_for_datagrams(&self) -> bool {
+        self.datagrams.flows.has_slot() && self.queued(self.barred()) <= self.queue_limit() / 2
     }
 
     /// Whether [`Self::send_message`] takes more of this priority.

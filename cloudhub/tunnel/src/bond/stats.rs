@@ -73,6 +73,8 @@ pub struct SessionStats {
     pub refused: u64,
     /// Packets and messages dropped because the driver does not take them.
     pub overrun: u64,
+    /// IP packets that were dropped because their owner was behind; counted by the session, not by the bond.
+    pub packets_dropped: u64,
     /// Bytes that wait for a path.
     pub queued_bytes: usize,
     /// Bytes of packets kept until they are acknowledged.
@@ -134,6 +136,7 @@ impl Bond {
             expired: self.datagrams.expired,
             refused: self.refused,
             overrun: self.reorder.overrun + self.inbox.overrun,
+            packets_dropped: 0,
             queued_bytes: self.datagrams.flows.total(),
             kept_bytes: self.datagrams.kept(),
             held_bytes: self.reorder.bytes() + self.inbox.bytes() + self.streams.received_bytes(),

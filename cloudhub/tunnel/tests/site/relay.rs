@@ -1,6 +1,8 @@
-//! A link that can be cut.
+//! A link that can be cut, and loses packets.
 
 use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 /// Forwards datagrams of one client, until it is cut: a link that dies without a word.
@@ -8,6 +10,7 @@ pub(crate) struct UdpRelay {
     pub(crate) address: SocketAddr,
     cut: tokio::sync::watch::Sender<bool>,
     forwarded: tokio::sync::watch::Receiver<u64>,
+    lost_of_thousand: Arc<AtomicU32>,
     _task: tokio::task::JoinSet<()>,
 }
 
@@ -25,6 +28,8 @@ impl UdpRelay {
         let address = front.local_addr().unwrap();
         let (cut, is_cut) = tokio::sync::watch::channel(false);
         let (count, forwarded) = tokio::sync::watch::channel(0);
+        let lost_of_thousand = Arc::new(AtomicU32::new(0));
+        let loss = lost_of_thousand.clone();
         let mut task = tokio::task::JoinSet::new();
         task.spawn(async move {
             let mut client = None;
@@ -37,7 +42,8 @@ impl UdpRelay {
                     }
                     Ok(size) = back.recv(&mut down) => (size, false),
                 };
-                let passes = size <= mtu && !*is_cut.borrow();
+                let lost = rand::random_range(0..1000) < loss.load(Ordering::Relaxed);
+                let passes = size <= mtu && !lost && !*is_cut.borrow();
                 if passes && upwards {
                     let _ = back.send(&up[..size]).await;
                 } else if let (true, Some(client)) = (passes, client) {
@@ -50,6 +56,7 @@ impl UdpRelay {
             address,
             cut,
             forwarded,
+            lost_of_thousand,
             _task: task,
         }
     }
@@ -60,6 +67,11 @@ impl UdpRelay {
 
     pub(crate) fn mend(&self) {
         self.cut.send_replace(false);
+    }
+
+    /// From now on so many packets of a thousand get lost, both ways.
+    pub(crate) fn lose(&self, of_thousand: u32) {
+        self.lost_of_thousand.store(of_thousand, Ordering::Relaxed);
     }
 
     /// Bytes that came by, both ways, dropped ones too.

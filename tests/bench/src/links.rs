@@ -1,17 +1,20 @@
 //! Several bad uplinks as one: bonding.md §8 on sockets, side by side with what else there is.
 //!
-//! * [`world`]: the links (`tests/linkem`) and their limits; [`site`]: one run, repeated where linkem calls it invalid; [`plan`]: how much
-//! * [`bulk`] S1 to S3, [`outage`] S4 and S7, [`control`] S5, [`idle`] S9
-//! * [`end`]: a process an end, in its namespace: [`through`] is the tunnel, [`baseline`] everything else; [`child`], [`talk`]: how it is told what to do
+//! * [`world`]: the links (`tests/linkem`) and their limits; [`contender`]: who carries the load; [`site`]: one run, repeated where linkem calls it invalid; [`plan`]: how much
+//! * [`bulk`] S1 to S3, [`outage`] S4 and S7, [`control`] S5, [`cable`] S8 ([`veth`], [`wireguard`]), [`idle`] S9
+//! * [`end`]: a process an end, in its namespace: [`through`] is the tunnel ([`inner`]: its TUN device), [`baseline`] everything else; [`child`], [`talk`]: how it is told what to do
 //! * [`sink`]: what arrived; [`packet`], [`keys`]: what it is made of; [`figures`]: the table
 
 mod baseline;
 mod bulk;
+mod cable;
 mod child;
+mod contender;
 mod control;
 pub(crate) mod end;
 mod figures;
 mod idle;
+mod inner;
 mod keys;
 mod outage;
 mod packet;
@@ -20,6 +23,8 @@ mod sink;
 mod site;
 mod talk;
 mod through;
+mod veth;
+mod wireguard;
 mod world;
 
 use anyhow::Result;
@@ -44,6 +49,8 @@ pub(crate) enum Scenario {
     S5,
     /// All links die, one returns
     S7,
+    /// How fast a tunnel can be
+    S8,
     /// What idling costs
     S9,
 }
@@ -56,7 +63,9 @@ pub(crate) fn run(plan: &Plan, only: &[Scenario], figures: &mut Figures) -> Resu
             Scenario::S1 => bulk::aggregate(plan, figures, (Air::Clean, 97.0))?,
             Scenario::S2 => {
                 bulk::aggregate(plan, figures, (Air::Lossy, 95.0))?;
-                bulk::aggregate(plan, figures, (Air::Bursts, 95.0))?;
+                if plan.bursts {
+                    bulk::aggregate(plan, figures, (Air::Bursts, 95.0))?;
+                }
             }
             Scenario::S3 => {
                 bulk::trace(&plan.of_traces(), figures, 1, Way::Up)?;
@@ -65,6 +74,7 @@ pub(crate) fn run(plan: &Plan, only: &[Scenario], figures: &mut Figures) -> Resu
             Scenario::S4 => outage::deaths_of_links(plan, figures)?,
             Scenario::S5 => control::conditions(plan, figures)?,
             Scenario::S7 => outage::return_of_links(plan, figures)?,
+            Scenario::S8 => cable::speed(plan, figures)?,
             Scenario::S9 => idle::cost(plan, figures)?,
         }
     }

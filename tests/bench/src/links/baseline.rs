@@ -41,7 +41,12 @@ enum Source {
     QuinnHub(quinn::Endpoint),
     QuinnEdge(quinn::Endpoint, SocketAddr),
     TcpHub(TcpListener, String),
-    TcpEdge { hub: SocketAddr, device: Option<String>, congestion: String, multipath: bool },
+    TcpEdge {
+        hub: SocketAddr,
+        device: Option<String>,
+        congestion: String,
+        multipath: bool,
+    },
 }
 
 /// An end.
@@ -63,22 +68,35 @@ impl Baseline {
     pub(crate) fn new(role: Role) -> Result<Self> {
         let is_hub = matches!(role, Role::Hub { .. });
         let source = match role {
-            Role::Hub { listen, carrier: Carrier::Quinn { keys, congestion } } => {
-                Source::QuinnHub(quinn_hub(listen, &keys, &congestion)?)
-            }
-            Role::Edge { hub, carrier: Carrier::Quinn { keys, congestion }, device } => {
-                Source::QuinnEdge(quinn_edge(&keys, &congestion, device.as_deref())?, hub)
-            }
-            Role::Hub { listen, carrier: Carrier::Tcp { congestion, multipath } } => {
+            Role::Hub {
+                listen,
+                carrier: Carrier::Quinn { keys, congestion },
+            } => Source::QuinnHub(quinn_hub(listen, &keys, &congestion)?),
+            Role::Edge {
+                hub,
+                carrier: Carrier::Quinn { keys, congestion },
+                device,
+            } => Source::QuinnEdge(quinn_edge(&keys, &congestion, device.as_deref())?, hub),
+            Role::Hub {
+                listen,
+                carrier: Carrier::Tcp { congestion, multipath },
+            } => {
                 let socket = tcp(&congestion, multipath, None)?;
                 socket.set_reuse_address(true)?;
                 socket.bind(&listen.into()).with_context(|| format!("bind {listen}"))?;
                 socket.listen(8)?;
                 Source::TcpHub(TcpListener::from_std(socket.into())?, congestion)
             }
-            Role::Edge { hub, carrier: Carrier::Tcp { congestion, multipath }, device } => {
-                Source::TcpEdge { hub, device, congestion, multipath }
-            }
+            Role::Edge {
+                hub,
+                carrier: Carrier::Tcp { congestion, multipath },
+                device,
+            } => Source::TcpEdge {
+                hub,
+                device,
+                congestion,
+                multipath,
+            },
             Role::TunnelHub { .. } | Role::TunnelEdge { .. } => bail!("not a baseline"),
         };
         Ok(Self {
@@ -93,7 +111,12 @@ impl Baseline {
     }
 
     /// Takes one stream into use; the edge has said what it is for, the hub reads it.
-    async fn take(&mut self, kind: Option<u8>, mut reader: Reader, writer: Box<dyn AsyncWrite + Send + Unpin>) -> Result<()> {
+    async fn take(
+        &mut self,
+        kind: Option<u8>,
+        mut reader: Reader,
+        writer: Box<dyn AsyncWrite + Send + Unpin>,
+    ) -> Result<()> {
         let writer = Arc::new(Mutex::new(writer));
         let kind = match kind {
             Some(kind) => {
@@ -151,7 +174,12 @@ impl Baseline {
                     setsockopt(&stream, sockopt::TcpCongestion, &congestion.into())?;
                     (stream, None)
                 }
-                Source::TcpEdge { hub, device, congestion, multipath } => {
+                Source::TcpEdge {
+                    hub,
+                    device,
+                    congestion,
+                    multipath,
+                } => {
                     let socket = tcp(congestion, *multipath, device.as_deref())?;
                     (connect(socket, *hub).await?, Some(kind))
                 }
@@ -264,9 +292,14 @@ async fn drain(mut reader: Reader, counted: Arc<Counted>) {
 }
 
 fn tcp(congestion: &str, multipath: bool, device: Option<&str>) -> Result<Socket> {
-    let protocol = if multipath { Protocol::from(MPTCP) } else { Protocol::TCP };
+    let protocol = if multipath {
+        Protocol::from(MPTCP)
+    } else {
+        Protocol::TCP
+    };
     let socket = Socket::new(Domain::IPV4, Type::STREAM, Some(protocol)).context("a TCP socket")?;
-    setsockopt(&socket, sockopt::TcpCongestion, &congestion.into()).with_context(|| format!("TCP with {congestion}"))?;
+    setsockopt(&socket, sockopt::TcpCongestion, &congestion.into())
+        .with_context(|| format!("TCP with {congestion}"))?;
     if let Some(device) = device {
         socket.bind_device(Some(device.as_bytes()))?;
     }
@@ -300,7 +333,6 @@ fn transport(congestion: &str) -> Result<quinn::TransportConfig> {
     config
         .congestion_controller_factory(factory)
         .initial_mtu(1452)
-        .datagram_send_buffer_size(64 * 1024)
         .datagram_receive_buffer_size(Some(8 << 20));
     Ok(config)
 }
@@ -313,7 +345,9 @@ fn udp(address: SocketAddr, device: Option<&str>) -> Result<std::net::UdpSocket>
         socket.bind_device(Some(device.as_bytes()))?;
     }
     socket.set_nonblocking(true)?;
-    socket.bind(&address.into()).with_context(|| format!("bind {address}"))?;
+    socket
+        .bind(&address.into())
+        .with_context(|| format!("bind {address}"))?;
     Ok(socket.into())
 }
 
@@ -323,7 +357,12 @@ fn quinn_hub(listen: SocketAddr, keys: &Keys, congestion: &str) -> Result<quinn:
     let mut config = quinn::ServerConfig::with_single_cert(chain, key)?;
     config.transport_config(Arc::new(transport(congestion)?));
     let runtime = Arc::new(quinn::TokioRuntime);
-    Ok(quinn::Endpoint::new(quinn::EndpointConfig::default(), Some(config), udp(listen, None)?, runtime)?)
+    Ok(quinn::Endpoint::new(
+        quinn::EndpointConfig::default(),
+        Some(config),
+        udp(listen, None)?,
+        runtime,
+    )?)
 }
 
 fn quinn_edge(keys: &Keys, congestion: &str, device: Option<&str>) -> Result<quinn::Endpoint> {

@@ -3,14 +3,15 @@
 use anyhow::Result;
 use linkem::run::{Report, Sample};
 
+use super::child::Child;
+use super::contender::Contender;
 use super::figures::{Figure, Figures, Target};
 use super::packet::MTU;
 use super::plan::{Plan, reasons};
 use super::sink::{Seen, Window, share};
-use super::site::{Contender, Measured, Run, after, measure, wait_until};
+use super::site::{Measured, Place, Run, after, measure, wait_until};
 use super::talk::{Command, Load};
 use super::world::{Air, Way, World};
-use crate::proc;
 
 /// What came out of a run.
 #[derive(Debug, Clone)]
@@ -37,28 +38,36 @@ struct Task {
 
 impl Task {
     fn measure(self, tries: usize) -> Result<Measured<Bulk>> {
-        measure((&self.world, self.contender), tries, |run| self.run(run))
+        measure((Place::Links(self.world), self.contender), tries, |run| self.run(run))
     }
 
     fn run(self, run: &mut Run) -> Result<Bulk> {
-        let pids = [run.hub.pid(), run.edge.pid()];
-        let cpu = || pids.iter().map(|pid| proc::cpu_seconds(*pid)).sum::<Result<f64>>();
-        let before = cpu()?;
+        let before = run.cpu()?;
         let until = after(self.seconds);
         let window = Window {
             from: super::talk::now(),
             to: until,
         };
-        let (sender, receiver) = match self.way {
-            Way::Up => (&mut run.edge, &mut run.hub),
-            Way::Down => (&mut run.hub, &mut run.edge),
-        };
         let load = self.load;
-        sender.ask::<()>(Command::Flood { load, until })?;
+        let flood = Command::Flood { load, until };
+        match self.way {
+            Way::Up => run.edge.ask::<()>(flood)?,
+            Way::Down => run.hub.ask::<()>(flood)?,
+        }
         wait_until(until);
-        let cores = (cpu()? - before) / window.seconds();
-        let seen: Seen = receiver.ask(Command::Seen(window))?;
-        let stats: serde_json::Value = sender.ask(Command::Stats)?;
+        let seen = |receiver: &mut Child| receiver.ask::<Seen>(Command::Seen(window));
+        let cores = (run.cpu()? - before) / window.seconds();
+        let seen = match self.way {
+            Way::Up => seen(&mut run.hub)?,
+            Way::Down => seen(&mut run.edge)?,
+        };
+        // Of what the edge sends, and of packets that are counted one by one.
+        let is_counted = self.way == Way::Up && !self.contender.is_over_tunnel();
+        let stats = if is_counted {
+            run.edge_stats()?
+        } else {
+            serde_json::Value::Null
+        };
         let since = |at: u64| at.saturating_sub(run.begun);
         let limit = self.world.limit(self.way, (since(window.from), since(window.to)));
         let megabits = seen.megabits(window.seconds());
@@ -127,8 +136,14 @@ fn sorted(mut samples: Vec<f64>) -> Vec<f64> {
 
 /// The baselines of aggregation: quinn over the best link, MPTCP over all.
 const BASELINES: [Contender; 4] = [
-    Contender::Quinn { link: 0, congestion: "cubic" },
-    Contender::Quinn { link: 0, congestion: "bbr" },
+    Contender::Quinn {
+        link: 0,
+        congestion: "cubic",
+    },
+    Contender::Quinn {
+        link: 0,
+        congestion: "bbr",
+    },
     Contender::Mptcp { congestion: "bbr" },
     Contender::Mptcp { congestion: "cubic" },
 ];
@@ -147,9 +162,25 @@ pub(crate) fn aggregate(plan: &Plan, figures: &mut Figures, (air, target): (Air,
     let figure = |who: &str, what: &str| Figure::new(scenario, air.name(), who.to_owned(), what, "% of limit").more();
     for (load, what) in [(Load::Datagrams, "datagrams"), (Load::Ordered, "packets in order")] {
         let runs = runs(plan, task(Contender::Kedge, load))?;
-        let shares = figure("kedge", what).samples(runs.samples(|bulk| bulk.share)).note(runs.note());
-        figures.push(shares.target(Some(Target::AtLeast(target))).invalid(reasons(&runs.reports)));
+        let shares = figure("kedge", what)
+            .samples(runs.samples(|bulk| bulk.share))
+            .note(runs.note());
+        figures.push(
+            shares
+                .target(Some(Target::AtLeast(target)))
+                .invalid(reasons(&runs.reports)),
+        );
         waste(figures, (scenario, air), what, &runs);
+    }
+    for (congestion, target) in [("cubic", if air == Air::Clean { 92.0 } else { 88.0 }), ("bbr", 80.0)] {
+        let contender = Contender::Inner { congestion };
+        if !plan.inner {
+            continue;
+        }
+        let runs = runs(plan, task(contender, Load::Datagrams))?;
+        let shares = figure(&contender.name(), "one flow").samples(runs.samples(|bulk| bulk.share));
+        let shares = shares.target(Some(Target::AtLeast(target))).note(runs.note());
+        figures.push(shares.invalid(reasons(&runs.reports)));
     }
     if !plan.baselines || air == Air::Bursts {
         return Ok(());
@@ -174,12 +205,16 @@ fn waste(figures: &mut Figures, (scenario, air): (&'static str, Air), what: &str
     figures.push(figure_of_waste.invalid(reasons(&runs.reports)));
     let missing = figure(&format!("{what}: missing or late inside"), "packets")
         .samples(runs.samples(|bulk| bulk.seen.missing as f64 + bulk.seen.late as f64));
-    figures.push(missing.invalid(reasons(&runs.reports)));
+    let note = format!("{:.0} of them missing", runs.median(|bulk| bulk.seen.missing as f64));
+    figures.push(missing.note(note).invalid(reasons(&runs.reports)));
 }
 
 /// S3: one trace, uplink or downlink.
 pub(crate) fn trace(plan: &Plan, figures: &mut Figures, number: u64, way: Way) -> Result<()> {
-    let air = Air::Lte { trace: number, lossy: false };
+    let air = Air::Lte {
+        trace: number,
+        lossy: false,
+    };
     let name = match way {
         Way::Up => "uplink",
         Way::Down => "downlink",
@@ -198,11 +233,20 @@ pub(crate) fn trace(plan: &Plan, figures: &mut Figures, number: u64, way: Way) -
         let figure = |what: String, unit| Figure::new("S3", air.name(), contender.name(), &what, unit);
         let shares = figure(format!("{name}, trace {number}"), "% of limit").more();
         let shares = shares.samples(runs.samples(|bulk| bulk.share)).note(runs.note());
-        figures.push(shares.target(ours(Target::AtLeast(88.0))).invalid(reasons(&runs.reports)));
+        figures.push(
+            shares
+                .target(ours(Target::AtLeast(88.0)))
+                .invalid(reasons(&runs.reports)),
+        );
         let delays = figure(format!("{name}, trace {number}: added delay p95"), "ms");
         let delays = delays.samples(runs.reports.iter().map(|report| queue_p95(report, way)).collect());
         let note = "of the medians of 100 ms of each link";
-        figures.push(delays.target(ours(Target::AtMost(150.0))).note(note).invalid(reasons(&runs.reports)));
+        figures.push(
+            delays
+                .target(ours(Target::AtMost(150.0)))
+                .note(note)
+                .invalid(reasons(&runs.reports)),
+        );
     }
     Ok(())
 }
@@ -212,7 +256,9 @@ fn queue_p95(report: &Report, way: Way) -> f64 {
     let side = |sample: &Sample| {
         let side = usize::from(way == Way::Down);
         let links = sample.links.iter().map(move |link| link[side]);
-        links.flat_map(|link| std::iter::repeat_n(link.queue.p50_us / 1000.0, link.arrived as usize)).collect::<Vec<_>>()
+        links
+            .flat_map(|link| std::iter::repeat_n(link.queue.p50_us / 1000.0, link.arrived as usize))
+            .collect::<Vec<_>>()
     };
     share(&sorted(report.samples.iter().flat_map(side).collect()), 0.95)
 }

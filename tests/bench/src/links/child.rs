@@ -58,7 +58,9 @@ impl Child {
         let mut line = serde_json::to_vec(what)?;
         line.push(b'\n');
         let stdin = self.stdin.as_mut().context("its stdin")?;
-        stdin.write_all(&line).with_context(|| format!("tell the {}", self.name))
+        stdin
+            .write_all(&line)
+            .with_context(|| format!("tell the {}", self.name))
     }
 
     /// Tells it; the answer must be taken before the next.

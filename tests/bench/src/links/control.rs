@@ -3,10 +3,11 @@
 use anyhow::Result;
 use serde_json::Value;
 
+use super::contender::Contender;
 use super::figures::{Figure, Figures, Target};
 use super::plan::{Plan, reasons};
 use super::sink::share;
-use super::site::{Contender, Run, after, measure, wait_until};
+use super::site::{Place, Run, after, measure, wait_until};
 use super::talk::{Asked, Command, Load};
 use super::world::{Air, BEST_RTT, World};
 
@@ -17,8 +18,9 @@ const SETTLE: f64 = 2.0;
 #[derive(Debug, Clone, Copy)]
 struct Condition {
     world: World,
-    contender: Contender,
     bulk: bool,
+    /// Pod specs beside, on the same stream where there is one.
+    specs: bool,
     seconds: f64,
 }
 
@@ -34,44 +36,66 @@ impl Condition {
         }
         wait_until(after(SETTLE));
         let before: Value = run.edge.ask(Command::Stats)?;
-        run.hub.ask::<()>(Command::Specs { until })?;
+        if self.specs {
+            run.hub.ask::<()>(Command::Specs { until })?;
+        }
         let asked: Asked = run.edge.ask(Command::Ask { until })?;
         let stats: Value = run.edge.ask(Command::Stats)?;
         let grown = |field: &str| Some((stats[field].as_u64()? - before[field].as_u64()?) as f64);
-        let copies = grown("copies").zip(grown("messages")).map(|(copies, messages)| copies / messages);
+        let copies = grown("copies")
+            .zip(grown("messages"))
+            .map(|(copies, messages)| copies / messages);
         Ok((asked, copies))
     }
 }
 
 /// All conditions.
 pub(crate) fn conditions(plan: &Plan, figures: &mut Figures) -> Result<()> {
+    let condition = |air, bulk, specs| Condition {
+        world: plan.world(air),
+        bulk,
+        specs,
+        seconds: plan.control_seconds,
+    };
     for (air, bulk) in &plan.conditions {
-        one(plan, figures, (*air, *bulk), Contender::Kedge)?;
+        one(plan, figures, condition(*air, *bulk, true), Contender::Kedge)?;
     }
     for air in &plan.compared {
         let link = 0;
-        let mut contenders = vec![Contender::Tcp { link, congestion: "cubic" }];
+        let mut contenders = vec![Contender::Tcp {
+            link,
+            congestion: "cubic",
+        }];
         if plan.baselines {
-            contenders.push(Contender::Quinn { link, congestion: "cubic" });
+            contenders.push(Contender::Quinn {
+                link,
+                congestion: "cubic",
+            });
             contenders.push(Contender::Mptcp { congestion: "bbr" });
         }
+        // Without pod specs: on their one stream requests would wait for them.
         for contender in contenders {
-            one(plan, figures, (*air, false), contender)?;
+            let condition = Condition {
+                seconds: plan.compared_seconds,
+                ..condition(*air, false, false)
+            };
+            one(plan, figures, condition, contender)?;
         }
     }
     Ok(())
 }
 
-fn one(plan: &Plan, figures: &mut Figures, (air, bulk): (Air, bool), contender: Contender) -> Result<()> {
-    let condition = Condition {
-        world: plan.world(air),
-        contender,
-        bulk,
-        seconds: plan.control_seconds,
-    };
-    let measured = measure((&condition.world, contender), plan.tries, |run| condition.run(run))?;
+fn one(plan: &Plan, figures: &mut Figures, condition: Condition, contender: Contender) -> Result<()> {
+    let (air, bulk) = (condition.world.air, condition.bulk);
+    let measured = measure((Place::Links(condition.world), contender), plan.tries, |run| {
+        condition.run(run)
+    })?;
     let (asked, copies) = measured.value;
-    let beside = if bulk { ", beside bulk" } else { "" };
+    let beside = match (bulk, condition.specs) {
+        (true, _) => ", beside bulk and specs",
+        (false, true) => ", beside specs",
+        (false, false) => "",
+    };
     let figure = |what: String, unit| {
         let figure = Figure::new("S5", air.name(), contender.name(), &what, unit);
         figure.invalid(reasons(std::slice::from_ref(&measured.report)))
@@ -86,9 +110,21 @@ fn one(plan: &Plan, figures: &mut Figures, (air, bulk): (Air, bool), contender: 
     // 2.1 round trips of the best link; 35 in S2; 15 more beside bulk.
     let most = if air == Air::Lossy { 35.0 } else { 2.1 * BEST_RTT } + if bulk { 15.0 } else { 0.0 };
     let target = contender.is_kedge().then_some(Target::AtMost(most));
-    figures.push(figure(format!("echo p99{beside}"), "ms").samples(vec![p99]).target(target).note(note));
-    let specs = figure(format!("64 KiB spec p99{beside}"), "ms").samples(vec![share(&asked.specs, 0.99)]);
-    figures.push(specs.note(format!("of {}, one way", asked.specs.len())));
+    figures.push(
+        figure(format!("echo p99{beside}"), "ms")
+            .samples(vec![p99])
+            .target(target)
+            .note(note),
+    );
+    if condition.specs {
+        let name = if bulk {
+            "64 KiB spec p99, beside bulk"
+        } else {
+            "64 KiB spec p99"
+        };
+        let specs = figure(name.to_owned(), "ms").samples(vec![share(&asked.specs, 0.99)]);
+        figures.push(specs.note(format!("of {}, one way", asked.specs.len())));
+    }
     if let Some(copies) = copies {
         figures.push(figure(format!("copies a message{beside}"), "").samples(vec![copies]));
     }

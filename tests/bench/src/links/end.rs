@@ -163,10 +163,11 @@ async fn obey(end: &mut impl End, command: Command) -> Result<Value> {
         Command::Ask { until } => json!(ask(&counted, end.mail(), until).await?),
         Command::Specs { until } => {
             let mail = end.mail();
-            end.tasks().spawn(every(Duration::from_secs(1), until, async move |due| {
-                let number = counted.number(false);
-                let _ = mail.send(packet::message(number, due, SPEC)).await;
-            }));
+            end.tasks()
+                .spawn(every(Duration::from_secs(1), until, async move |due| {
+                    let number = counted.number(false);
+                    let _ = mail.send(packet::message(number, due, SPEC)).await;
+                }));
             Value::Null
         }
         Command::Beat { until } => {

@@ -154,7 +154,11 @@ impl Figures {
         let mut out = lines(&cells);
         for figure in self.0.iter().filter(|figure| !figure.invalid.is_empty()) {
             let why = figure.invalid.join("; ");
-            let _ = writeln!(out, "* {} {}, {}, {}: {why}", figure.scenario, figure.air, figure.who, figure.what);
+            let _ = writeln!(
+                out,
+                "* {} {}, {}, {}: {why}",
+                figure.scenario, figure.air, figure.who, figure.what
+            );
         }
         out
     }
@@ -195,8 +199,14 @@ mod tests {
 
     #[test]
     fn median_and_worst_are_each_held_against_the_target() {
-        let more = figure().more().samples(vec![98.0, 96.0, 99.0]).target(Some(Target::AtLeast(97.0)));
-        assert_eq!((more.median(), more.worst(), more.met()), (98.0, 96.0, Some([true, false])));
+        let more = figure()
+            .more()
+            .samples(vec![98.0, 96.0, 99.0])
+            .target(Some(Target::AtLeast(97.0)));
+        assert_eq!(
+            (more.median(), more.worst(), more.met()),
+            (98.0, 96.0, Some([true, false]))
+        );
         let less = figure().samples(vec![1.0, 5.0]).target(Some(Target::AtMost(3.0)));
         assert_eq!((less.worst(), less.met()), (5.0, Some([true, false])));
         assert_eq!(figure().samples(vec![1.0]).met(), None);
@@ -211,7 +221,12 @@ mod tests {
     #[test]
     fn invalid_runs_are_marked_and_explained() {
         let mut figures = Figures::default();
-        figures.push(figure().samples(vec![1.0]).invalid(["CPU idle 3 %".to_owned()]).note("n"));
+        figures.push(
+            figure()
+                .samples(vec![1.0])
+                .invalid(["CPU idle 3 %".to_owned()])
+                .note("n"),
+        );
         let text = figures.render();
         assert!(text.contains("INVALID n") && text.ends_with("CPU idle 3 %\n"), "{text}");
         assert_eq!(figures.json(&Value::Null)["figures"][0]["invalid"][0], "CPU idle 3 %");

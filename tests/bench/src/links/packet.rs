@@ -94,7 +94,10 @@ mod tests {
             assert_eq!((seen.number, seen.bytes, packet.len()), (7, MTU as u32, MTU));
             assert!(seen.sent >= before && seen.sent <= now());
         }
-        assert_eq!(heard(&message(3, 5, REQUEST), 1).map(|heard| (heard.number, heard.sent)), Some((3, 5)));
+        assert_eq!(
+            heard(&message(3, 5, REQUEST), 1).map(|heard| (heard.number, heard.sent)),
+            Some((3, 5))
+        );
         assert_eq!(arrival(&[0; 20], 1), None);
         assert_eq!(heard(&[0; 15], 1), None);
     }

@@ -2,7 +2,8 @@
 
 use linkem::run::Report;
 
-use super::site::Contender;
+use super::contender::Contender;
+use super::talk::Load;
 use super::world::{Air, World};
 
 /// What is run.
@@ -13,12 +14,20 @@ pub(crate) struct Plan {
     /// How often a run is tried that linkem calls invalid.
     pub(crate) tries: usize,
     pub(crate) baselines: bool,
+    /// The kernel's TCP inside; losses in bursts.
+    pub(crate) inner: bool,
+    pub(crate) bursts: bool,
     /// Of the links' rates.
     scale: f64,
     pub(crate) bulk_seconds: f64,
     pub(crate) trace_seconds: f64,
     pub(crate) control_seconds: f64,
+    pub(crate) compared_seconds: f64,
     pub(crate) idle_seconds: f64,
+    pub(crate) cable_seconds: f64,
+    /// S4: under which loads, and for how long a link is dead, and as long watched after its return.
+    pub(crate) loads: Vec<Load>,
+    pub(crate) dead_seconds: f64,
     /// Deaths of each link, and of each other kind.
     pub(crate) black_holes: usize,
     pub(crate) other_deaths: usize,
@@ -41,15 +50,24 @@ impl Plan {
             repetitions: (3, 2),
             tries: 3,
             baselines: true,
+            inner: true,
+            bursts: true,
+            loads: vec![Load::Realtime, Load::Ordered],
+            dead_seconds: 4.0,
             scale: 1.0,
             bulk_seconds: 30.0,
             trace_seconds: 60.0,
             control_seconds: 120.0,
+            compared_seconds: 60.0,
             idle_seconds: 600.0,
+            cable_seconds: 20.0,
             black_holes: 20,
             other_deaths: 5,
-            conditions: conditions.iter().flat_map(|air| [(*air, false), (*air, true)]).collect(),
-            compared: conditions.to_vec(),
+            conditions: conditions
+                .iter()
+                .flat_map(|air| [(*air, false), (*air, true)])
+                .collect(),
+            compared: vec![Air::Lossy, LTE],
             outages: vec![(10.0, vec![0, 1, 2]), (60.0, vec![1]), (120.0, vec![2])],
         }
     }
@@ -59,12 +77,21 @@ impl Plan {
         Self {
             repetitions: (2, 1),
             tries: 1,
-            bulk_seconds: 12.0,
-            trace_seconds: 20.0,
-            control_seconds: 20.0,
-            idle_seconds: 60.0,
-            black_holes: 3,
+            dead_seconds: 3.0,
+            bulk_seconds: 10.0,
+            trace_seconds: 15.0,
+            control_seconds: 15.0,
+            compared_seconds: 15.0,
+            idle_seconds: 40.0,
+            cable_seconds: 6.0,
+            black_holes: 2,
             other_deaths: 1,
+            conditions: vec![
+                (Air::Lossy, false),
+                (Air::Lossy, true),
+                (Air::Heavy, false),
+                (LTE, false),
+            ],
             compared: vec![Air::Lossy],
             outages: vec![(5.0, vec![0]), (15.0, vec![2])],
             ..Self::full()
@@ -76,9 +103,14 @@ impl Plan {
         Self {
             repetitions: (1, 0),
             baselines: false,
+            inner: false,
+            bursts: false,
+            loads: vec![Load::Ordered],
+            dead_seconds: 2.0,
             scale: 0.4,
-            bulk_seconds: 8.0,
-            control_seconds: 8.0,
+            bulk_seconds: 6.0,
+            control_seconds: 10.0,
+            compared_seconds: 10.0,
             black_holes: 1,
             other_deaths: 0,
             conditions: vec![(Air::Lossy, false)],

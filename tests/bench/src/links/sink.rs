@@ -179,7 +179,10 @@ mod tests {
     #[test]
     fn what_a_stream_brings_has_no_numbers() {
         let seen = sink(&[(10, 0), (20, 0)]).seen(ALL);
-        assert_eq!((seen.packets, seen.bytes, seen.missing, seen.duplicates), (2, 200, 0, 0));
+        assert_eq!(
+            (seen.packets, seen.bytes, seen.missing, seen.duplicates),
+            (2, 200, 0, 0)
+        );
         assert_eq!(seen.megabits(0.0016), 1.0);
         assert_eq!(ALL.part(0.01, 0.02).seconds(), 0.01);
     }

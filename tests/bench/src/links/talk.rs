@@ -30,6 +30,8 @@ pub(crate) enum Role {
     TunnelHub {
         keys: Keys,
         listen: SocketAddr,
+        /// The address of its TUN device, where it has one.
+        inner: Option<String>,
     },
     TunnelEdge {
         keys: Keys,
@@ -38,6 +40,7 @@ pub(crate) enum Role {
         uplinks: Vec<String>,
         /// The same as one that pays for each byte.
         metered: bool,
+        inner: Option<String>,
     },
     Hub {
         listen: SocketAddr,

@@ -1,7 +1,7 @@
 //! An end of Kedge's own: [`tunnel::Hub`] or [`tunnel::Edge`], with certificates of the measurement's own.
 //!
-//! - [`keep_edge`], [`keep_hub`]: one session after the other → `live` (a watch) → floods and messages, which wait for one that lives
-//! - session → messages → echo and [`Counted`]; packets → [`Counted`]
+//! - [`keep_edge`], [`keep_hub`]: one session after the other → [`Ground::serve`] → `live` (a watch) → floods and messages, which wait for one that lives
+//! - session → messages → echo and [`Counted`]; packets → [`Counted`], or the TUN device
 
 use std::collections::VecDeque;
 use std::net::SocketAddr;
@@ -22,6 +22,7 @@ use tunnel::{
 };
 
 use super::end::{Counted, End, Mail, lock};
+use super::inner;
 use super::packet::{self, REQUEST};
 use super::talk::{Keys, Load, Role, now};
 
@@ -30,18 +31,21 @@ const BATCH: usize = 16;
 /// Between two looks at a session's paths.
 const LOOK: Duration = Duration::from_millis(20);
 
-/// A session and its packets.
+/// A session, and its packets where no TUN device has them.
 #[derive(Debug)]
 struct Live {
     session: Session,
-    packets: Mutex<PacketSender>,
+    packets: Option<Mutex<PacketSender>>,
 }
 
 type Current = watch::Receiver<Option<Arc<Live>>>;
+/// All that live.
+type Sessions = Arc<std::sync::Mutex<Vec<Session>>>;
 
 /// An end.
 pub(crate) struct Tunnelled {
     live: Current,
+    sessions: Sessions,
     is_hub: bool,
     counted: Arc<Counted>,
     tasks: JoinSet<()>,
@@ -55,9 +59,11 @@ impl Tunnelled {
     pub(crate) fn new(role: Role) -> Result<Self> {
         let (to, live) = watch::channel(None);
         let (counted, mut tasks) = (Arc::<Counted>::default(), JoinSet::new());
+        let sessions = Sessions::default();
         let is_hub = match role {
-            Role::TunnelHub { keys, listen } => {
-                tasks.spawn(keep_hub(hub(&keys, listen)?, to, counted.clone()));
+            Role::TunnelHub { keys, listen, inner } => {
+                let ground = Ground::new((to, sessions.clone()), counted.clone(), inner, &mut tasks)?;
+                tasks.spawn(keep_hub(hub(&keys, listen)?, ground));
                 true
             }
             Role::TunnelEdge {
@@ -65,7 +71,9 @@ impl Tunnelled {
                 hub,
                 uplinks,
                 metered,
+                inner,
             } => {
+                let ground = Ground::new((to, sessions.clone()), counted.clone(), inner, &mut tasks)?;
                 let each = uplinks.iter().map(|name| Uplink {
                     policy: Policy {
                         metered,
@@ -76,7 +84,7 @@ impl Tunnelled {
                 let uplinks = watch::Sender::new(each.collect());
                 for number in 0..keys.nodes.len() {
                     let edge = Edge::new(edge_config(&keys, number, hub, uplinks.subscribe())?)?;
-                    tasks.spawn(keep_edge(edge, uplinks.clone(), to.clone(), counted.clone()));
+                    tasks.spawn(keep_edge(edge, uplinks.clone(), ground.clone()));
                 }
                 false
             }
@@ -84,6 +92,7 @@ impl Tunnelled {
         };
         Ok(Self {
             live,
+            sessions,
             is_hub,
             counted,
             tasks,
@@ -147,8 +156,12 @@ impl End for Tunnelled {
                 "rttMs": path.stats.rtt.as_secs_f64() * 1e3, "rate": path.stats.rate * 8, "suspicions": path.stats.suspicions,
             })
         });
+        let all = lock(&self.sessions)
+            .iter()
+            .map(|session| session.paths().len())
+            .sum::<usize>();
         json!({
-            "epoch": live.session.peer().epoch, "messages": stats.messages_sent, "copies": stats.message_copies,
+            "allPaths": all, "epoch": live.session.peer().epoch, "messages": stats.messages_sent, "copies": stats.message_copies,
             "repaired": stats.repaired, "reinjected": stats.reinjected, "skipped": stats.skipped, "late": stats.late,
             "expired": stats.expired, "duplicated": stats.duplicated, "isHub": self.is_hub, "paths": paths.collect::<Vec<_>>(),
         })
@@ -157,7 +170,10 @@ impl End for Tunnelled {
 
 /// Sends until that moment or the session's end; true when the time is over.
 async fn flood(live: &Live, load: Load, until: u64, number: &mut u64) -> bool {
-    let packets = live.packets.lock().await;
+    let Some(packets) = &live.packets else {
+        return true;
+    };
+    let packets = packets.lock().await;
     let mut batch = VecDeque::with_capacity(BATCH);
     loop {
         if now() >= until {
@@ -189,58 +205,93 @@ impl Mail for Letters {
     }
 }
 
-async fn keep_edge(
-    edge: Edge,
-    uplinks: watch::Sender<Vec<Uplink>>,
-    to: watch::Sender<Option<Arc<Live>>>,
+/// What every session of an end is served with.
+#[derive(Debug, Clone)]
+struct Ground {
+    live: watch::Sender<Option<Arc<Live>>>,
+    sessions: Sessions,
+    /// For the TUN device, where there is one.
+    inner: Option<watch::Sender<Option<Session>>>,
     counted: Arc<Counted>,
-) {
+}
+
+impl Ground {
+    fn new(
+        (live, sessions): (watch::Sender<Option<Arc<Live>>>, Sessions),
+        counted: Arc<Counted>,
+        inner: Option<String>,
+        tasks: &mut JoinSet<()>,
+    ) -> Result<Self> {
+        let inner = inner.map(|address| inner::carry(&address, tasks)).transpose()?;
+        Ok(Self {
+            live,
+            sessions,
+            inner,
+            counted,
+        })
+    }
+
+    /// Does what an end does with a session, until it ends.
+    async fn serve(&self, session: Session, is_hub: bool) {
+        lock(&self.sessions).push(session.clone());
+        let (sender, receiver) = match &self.inner {
+            Some(inner) => {
+                inner.send_replace(Some(session.clone()));
+                (None, None)
+            }
+            None => session.packets().unzip(),
+        };
+        let live = Arc::new(Live {
+            session: session.clone(),
+            packets: sender.map(Mutex::new),
+        });
+        self.live.send_replace(Some(live.clone()));
+        let packets = async {
+            if let Some(receiver) = receiver {
+                take_packets(receiver, &self.counted).await;
+            }
+        };
+        tokio::join!(self.take_messages(&session, is_hub), packets);
+        // The closed ones have no paths.
+        lock(&self.sessions).retain(|one| !one.paths().is_empty());
+        self.live.send_if_modified(|current| {
+            let is_this = current.as_ref().is_some_and(|current| Arc::ptr_eq(current, &live));
+            if is_this {
+                *current = None;
+            }
+            is_this
+        });
+    }
+
+    async fn take_messages(&self, session: &Session, is_hub: bool) {
+        while let Ok(message) = session.recv().await {
+            if is_hub {
+                self.counted.request(&message);
+                // Busy: whoever asked will not hear, and counts it.
+                let _ = session.send(Priority::Urgent, message);
+            } else {
+                self.counted.reply(&message);
+            }
+        }
+    }
+}
+
+async fn keep_edge(edge: Edge, uplinks: watch::Sender<Vec<Uplink>>, ground: Ground) {
     loop {
         match edge.connect().await {
-            Ok(session) => serve(session, &to, counted.clone(), false).await,
+            Ok(session) => ground.serve(session, false).await,
             Err(error) => eprintln!("the edge, with {} uplinks: {error}", uplinks.borrow().len()),
         }
     }
 }
 
-async fn keep_hub(hub: Hub, to: watch::Sender<Option<Arc<Live>>>, counted: Arc<Counted>) {
+async fn keep_hub(hub: Hub, ground: Ground) {
     let mut sessions = JoinSet::new();
     while let Some(session) = hub.accept().await {
         while sessions.try_join_next().is_some() {}
-        let (to, counted) = (to.clone(), counted.clone());
-        sessions.spawn(async move { serve(session, &to, counted, true).await });
+        let ground = ground.clone();
+        sessions.spawn(async move { ground.serve(session, true).await });
     }
-}
-
-/// Does what an end does with a session, until it ends.
-async fn serve(session: Session, to: &watch::Sender<Option<Arc<Live>>>, counted: Arc<Counted>, is_hub: bool) {
-    let Some((sender, receiver)) = session.packets() else {
-        return;
-    };
-    let live = Arc::new(Live {
-        session: session.clone(),
-        packets: Mutex::new(sender),
-    });
-    to.send_replace(Some(live.clone()));
-    let messages = async {
-        while let Ok(message) = session.recv().await {
-            if is_hub {
-                counted.request(&message);
-                // Busy: whoever asked will not hear, and counts it.
-                let _ = session.send(Priority::Urgent, message);
-            } else {
-                counted.reply(&message);
-            }
-        }
-    };
-    tokio::join!(messages, take_packets(receiver, &counted));
-    to.send_if_modified(|current| {
-        let is_this = current.as_ref().is_some_and(|current| Arc::ptr_eq(current, &live));
-        if is_this {
-            *current = None;
-        }
-        is_this
-    });
 }
 
 async fn take_packets(mut receiver: PacketReceiver, counted: &Counted) {

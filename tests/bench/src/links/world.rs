@@ -3,10 +3,12 @@
 use linkem::run::{EdgeSpec, Scenario};
 use linkem::{DirectionSpec, LinkSpec, Loss, Lte, MS, Queue, Rate, SECOND};
 
+use super::inner;
 use super::packet::{AROUND, MTU};
 
 /// Device, bits a second, one-way delay in ms.
-pub(crate) const LINKS: [(&str, u64, u64); 3] = [("g5", 50_000_000, 15), ("lte", 30_000_000, 30), ("wifi", 20_000_000, 8)];
+pub(crate) const LINKS: [(&str, u64, u64); 3] =
+    [("g5", 50_000_000, 15), ("lte", 30_000_000, 30), ("wifi", 20_000_000, 8)];
 /// The shortest round trip, ms.
 pub(crate) const BEST_RTT: f64 = 16.0;
 /// Mean rates of LTE's uplinks; its downlinks have twice as much.
@@ -23,7 +25,10 @@ pub(crate) enum Air {
     /// 20, 10 and 20 % are lost.
     Heavy,
     /// Synthetic LTE of that number; 1, 5 and 5 % are lost where `lossy`.
-    Lte { trace: u64, lossy: bool },
+    Lte {
+        trace: u64,
+        lossy: bool,
+    },
 }
 
 impl Air {
@@ -156,7 +161,7 @@ impl Payload {
             Self::Datagram => MTU as f64 / (MTU + AROUND) as f64,
             Self::Tcp { multipath: false } => 1448.0 / 1500.0,
             Self::Tcp { multipath: true } => 1428.0 / 1500.0,
-            Self::Inner => (MTU - 52) as f64 / (MTU + AROUND) as f64,
+            Self::Inner => (inner::MTU - 52) as f64 / (inner::MTU + AROUND) as f64,
         }
     }
 }
@@ -188,7 +193,13 @@ mod tests {
 
     #[test]
     fn every_scenario_is_one() {
-        for air in [Air::Clean, Air::Lossy, Air::Bursts, Air::Heavy, Air::Lte { trace: 1, lossy: true }] {
+        for air in [
+            Air::Clean,
+            Air::Lossy,
+            Air::Bursts,
+            Air::Heavy,
+            Air::Lte { trace: 1, lossy: true },
+        ] {
             World::new(air, 1).scenario().validate().unwrap();
         }
     }

@@ -43,6 +43,13 @@ pub const ALL: &[Target] = &[
     ),
     target("tunnel.proxy", COPIES, SMALL, link::proxy_answers, link::proxy_answer),
     target("tunnel.name", COPIES, SMALL, tunnel::fuzzing::name_answers, link::name),
+    target(
+        "tunnel.offload",
+        64,
+        SMALL,
+        tunnel::fuzzing::offloads,
+        tunnel::fuzzing::offload,
+    ),
     target("tunnel.certificate", COPIES, SMALL, hub::certificates, hub::certificate),
     target("hub.join", 24, 64 << 10, hub::joins, hub::join),
     target("hub.rejoin", 24, 64 << 10, hub::rejoins, hub::rejoin),

@@ -125,7 +125,9 @@ impl Runs {
 
     fn note(&self) -> String {
         let (megabits, cores) = (self.median(|bulk| bulk.megabits), self.median(|bulk| bulk.cores));
-        format!("{megabits:.1} Mbit/s, {:.2} core-s/Gbit", cores / megabits * 1000.0)
+        let idle = self.reports.iter().map(|report| report.cpu_idle).fold(1.0, f64::min) * 100.0;
+        let each = cores / megabits * 1000.0;
+        format!("{megabits:.1} Mbit/s, {each:.2} core-s/Gbit, CPU idle {idle:.0} %")
     }
 }
 

@@ -14,10 +14,13 @@ pub(crate) enum Target {
 }
 
 impl Target {
-    fn is_met(self, value: f64) -> bool {
+    /// By how much it is missed.
+    fn short(self, value: f64) -> Option<f64> {
         match self {
-            Self::AtLeast(least) => value >= least,
-            Self::AtMost(most) => value <= most,
+            Self::AtLeast(least) if value >= least => None,
+            Self::AtLeast(least) => Some(least - value),
+            Self::AtMost(most) if value <= most => None,
+            Self::AtMost(most) => Some(value - most),
         }
     }
 }
@@ -93,10 +96,15 @@ impl Figure {
         }
     }
 
-    /// Median, worst.
-    fn met(&self) -> Option<[bool; 2]> {
+    /// By how much median and worst miss the target.
+    fn short(&self) -> Option<[Option<f64>; 2]> {
         let target = self.target?;
-        Some([self.median(), self.worst()].map(|value| target.is_met(value)))
+        Some([self.median(), self.worst()].map(|value| target.short(value)))
+    }
+
+    /// Whether median and worst meet the target.
+    fn met(&self) -> Option<[bool; 2]> {
+        self.short().map(|short| short.map(|by| by.is_none()))
     }
 
     fn cells(&self) -> Vec<String> {
@@ -105,8 +113,11 @@ impl Figure {
             Some(Target::AtMost(most)) => format!("≤ {}", digits(most)),
             None => String::new(),
         };
-        let word = |met: bool| if met { "yes" } else { "NO" };
-        let met = self.met().map(|met| met.map(word).join(" "));
+        let met = self.short().map(|short| {
+            let word =
+                |short: Option<f64>| short.map_or_else(|| "yes".to_owned(), |by| format!("NO by {}", digits(by)));
+            short.map(word).join(", ")
+        });
         let invalid = if self.invalid.is_empty() { "" } else { "INVALID" };
         vec![
             self.scenario.to_owned(),
@@ -207,6 +218,7 @@ mod tests {
             (more.median(), more.worst(), more.met()),
             (98.0, 96.0, Some([true, false]))
         );
+        assert_eq!(more.cells()[8], "yes, NO by 1.00");
         let less = figure().samples(vec![1.0, 5.0]).target(Some(Target::AtMost(3.0)));
         assert_eq!((less.worst(), less.met()), (5.0, Some([true, false])));
         assert_eq!(figure().samples(vec![1.0]).met(), None);

@@ -201,6 +201,7 @@ fn what_is_expedited_passes_bulk() {
         let machines = Machines::new(1, 1500);
         machines.slow_down(0, "10mbit");
         let mut tunnel = Tunnel::new(machines, 1).await;
+        let session = tunnel.session().await;
         let (ours, _theirs) = datagrams(&tunnel, 0, 0).await;
         let (ef, echo) = datagrams(&tunnel, 0, 46 << 2).await;
         // Three times what the link carries, from somebody who does not care.
@@ -221,7 +222,7 @@ fn what_is_expedited_passes_bulk() {
         let ask = async {
             // Until bulk fills the queues.
             tokio::time::sleep(Duration::from_millis(1000)).await;
-            let mut took = Vec::new();
+            let (mut took, mut waiting) = (Vec::new(), 0);
             for number in 0..60_u8 {
                 tokio::time::sleep(Duration::from_millis(20)).await;
                 let since = Instant::now();
@@ -230,26 +231,23 @@ fn what_is_expedited_passes_bulk() {
                 soon("the echo", ef.recv(&mut datagram)).await.unwrap();
                 assert_eq!(datagram, [number; 160]);
                 took.push(since.elapsed());
+                waiting = waiting.max(session.stats().queued_bytes);
             }
             took.sort();
-            took
+            (took, waiting)
         };
-        let took = tokio::select! {
-            took = ask => took,
+        let (took, waiting) = tokio::select! {
+            asked = ask => asked,
             () = bulk => panic!("bulk ended"),
             () = answer => panic!("the echo ended"),
         };
-        let stats = tunnel.session().await.stats();
         println!(
-            "EF beside bulk at 10 Mbit/s: median {:?}, worst {:?}; {} bytes of bulk wait",
-            took[30], took[59], stats.queued_bytes
+            "EF beside bulk at 10 Mbit/s: median {:?}, worst {:?}; {waiting} bytes of bulk wait",
+            took[30], took[59]
         );
-        // What waits takes 200 ms and more.
+        // What waits takes 150 ms and more.
         assert!(took[30] < Duration::from_millis(100), "{took:?}");
-        assert!(
-            stats.queued_bytes > 200_000 && stats.packets_overflowed > 0,
-            "{stats:?}"
-        );
+        assert!(waiting > 200_000, "{waiting} bytes of bulk wait");
     });
 }
 

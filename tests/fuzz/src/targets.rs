@@ -19,6 +19,8 @@ use crate::Target;
 const COPIES: usize = 8;
 /// The YAML parser keeps an event and a mark for each byte of nested lists; the files are the machine's own and at most 16 KiB.
 const YAML: usize = 2048;
+/// A packet of one byte costs its headers and its handles, cut, joined and cut again.
+const PACKETS: usize = 1024;
 /// Decoders that make a tree of JSON.
 const TREE: usize = 160;
 /// Room for messages, small tables and errors.
@@ -45,8 +47,8 @@ pub const ALL: &[Target] = &[
     target("tunnel.name", COPIES, SMALL, tunnel::fuzzing::name_answers, link::name),
     target(
         "tunnel.offload",
-        64,
-        SMALL,
+        PACKETS,
+        WORDS,
         tunnel::fuzzing::offloads,
         tunnel::fuzzing::offload,
     ),

@@ -243,7 +243,8 @@ fn shape(packet: &[u8], joins: Joins) -> Option<Shape> {
     } else {
         (ip_header(packet)?, usize::from(be16(packet, 2)), packet[9])
     };
-    if length != packet.len() || (!v6 && !(ip == V4 && is_header_right(packet))) {
+    let is_plain = v6 || (ip == V4 && is_header_right(packet));
+    if length != packet.len() || !is_plain {
         return None;
     }
     let tcp = protocol == protocol::TCP;

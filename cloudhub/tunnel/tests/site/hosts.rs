@@ -4,6 +4,7 @@ use std::fs::File;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::os::fd::AsRawFd;
 use std::process::Command;
+use std::sync::Arc;
 
 use nix::sched::{CloneFlags, setns, unshare};
 use tokio::sync::watch;
@@ -91,7 +92,7 @@ pub(crate) struct Tunnel {
     pub(crate) machines: Machines,
     pub(crate) at_edge: watch::Receiver<Option<Session>>,
     pub(crate) at_hub: watch::Receiver<Option<Session>>,
-    devices: [std::sync::Arc<Tun>; 2],
+    devices: [Arc<Tun>; 2],
     _tasks: JoinSet<()>,
 }
 
@@ -115,10 +116,7 @@ impl Tunnel {
             proxy: None,
         };
         let edge = Edge::new(config).unwrap();
-        let open = || {
-            let device = Tun::open(TunConfig::new(DEVICE)).unwrap();
-            std::sync::Arc::new(device)
-        };
+        let open = || Arc::new(Tun::open(TunConfig::new(DEVICE)).unwrap());
         let address = |of: [&str; 2]| {
             run(&format!("ip addr add {}/24 dev {DEVICE}", of[0]));
             run(&format!("ip addr add {}/64 dev {DEVICE} nodad", of[1]));

@@ -1,4 +1,4 @@
-//! Doors for `tests/fuzz`: the frames that a peer sends first, and what a name server says. Not for anybody else.
+//! Doors for `tests/fuzz`: the frames that a peer sends first, what a name server says, and IP packets. Not for anybody else.
 
 use std::net::IpAddr;
 
@@ -7,6 +7,7 @@ use bytes::{Bytes, BytesMut};
 use crate::bond::Policy;
 use crate::edge::lookup::dns;
 use crate::frame::{self, Attach, Control, RefusedFrame, WelcomeFrame};
+use crate::ip;
 use crate::proxy;
 use crate::records::{Decoder, Record};
 
@@ -121,4 +122,17 @@ pub fn name_answers() -> Vec<Vec<u8>> {
         bytes
     };
     vec![one(dns::Kind::A, &[192, 0, 2, 7]), one(dns::Kind::Aaaa, &[0xfd; 16])]
+}
+
+/// Cuts a read of a TUN device, or joins packets, and looks whether the other way gives back what was there.
+///
+/// # Errors
+/// What was lost or changed.
+pub fn offload(bytes: &[u8]) -> Result<(), String> {
+    ip::fuzzing::check(bytes)
+}
+
+/// Reads and lists of packets.
+pub fn offloads() -> Vec<Vec<u8>> {
+    ip::fuzzing::corpus()
 }

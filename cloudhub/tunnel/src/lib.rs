@@ -33,6 +33,7 @@ mod frame;
 #[doc(hidden)]
 pub mod fuzzing;
 mod hub;
+pub mod ip;
 mod keys;
 mod lane;
 pub mod liveness;

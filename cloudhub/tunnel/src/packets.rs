@@ -66,6 +66,11 @@ impl PacketSender {
         })
     }
 
+    /// Queues all of them as a router would: what finds the queue full is dropped and counted. Returns how many are no packets for it.
+    pub(crate) fn route_batch(&self, packets: &mut VecDeque<Bytes>) -> u64 {
+        self.0.0.driver().route_packets(packets)
+    }
+
     /// Returns when there is room for a batch of packets again, or the session is over. Cancel-safe.
     pub async fn ready(&self) {
         self.0.0.driver().packets_ready().await;

@@ -16,7 +16,7 @@ use crate::congestion::controller::Told;
 use crate::frame::{self, Control, FrameError, WelcomeFrame};
 use crate::meter::Carried;
 use crate::path::{Counters, Hint, PathControl, PathFacts, PathTransport, Transport};
-use crate::transport::SEND_WINDOW;
+use crate::transport::{DATAGRAM_SEND_BUFFER, SEND_WINDOW};
 use crate::types::{CloseReason, HubAddresses};
 
 /// Longest text of a goodbye or refusal, in bytes.
@@ -231,6 +231,8 @@ impl PathControl for QuicPath {
 
 impl PathTransport for QuicPath {
     async fn send(&self, datagram: Bytes) -> Result<(), CloseReason> {
+        let queued = || DATAGRAM_SEND_BUFFER.saturating_sub(self.connection.datagram_send_buffer_space());
+        self.told.room(datagram.len(), queued).await;
         match self.connection.send_datagram_wait(datagram).await {
             Ok(()) => Ok(()),
             Err(SendDatagramError::ConnectionLost(error)) => Err(reason_of(&error)),

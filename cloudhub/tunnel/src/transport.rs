@@ -22,7 +22,7 @@ const INITIAL_RTT: Duration = Duration::from_millis(200);
 /// Streams that a peer may open: the edge one, for control frames.
 const HUB_STREAMS: u32 = 1;
 /// Datagrams queued for sending: one GSO batch, so that the scheduler above decides late.
-const DATAGRAM_SEND_BUFFER: usize = 16 * 1024;
+pub(crate) const DATAGRAM_SEND_BUFFER: usize = 16 * 1024;
 /// Datagrams that wait for the session's task: 200 Mbit/s for 10 ms. What does not fit is repaired by the bond.
 const DATAGRAM_RECEIVE_BUFFER: usize = 256 * 1024;
 /// A stream carries control frames of at most 4 KiB.

@@ -104,7 +104,7 @@ async fn each_flow_is_in_order_and_whole_over_two_lossy_uplinks() {
     ];
     let uplinks = ["lte", "wifi"].iter().zip(&links).map(|(name, link)| Uplink {
         hubs: vec![link.address.to_string()],
-        ..Uplink::new(*name, None)
+        ..Uplink::new(name, None)
     });
     let mut config = site.edge_config("a", hub.local_addr());
     let uplinks = watch::Sender::new(uplinks.collect());

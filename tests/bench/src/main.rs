@@ -2,12 +2,14 @@
 //!
 //! * [`node`]: one edge machine, above both APIs
 //! * [`scale`]: many simulated edges below one hub
+//! * [`links`]: several bad uplinks, beside what else bonds them
 //! * [`table`]: rows, their arithmetic, the table, the JSON; [`proc`], [`traffic`], [`elf`]: what is read where
 //!
 //! `tests/bench/run` builds what is measured and says where it is (`KEDGE_BIN`).
 
 mod api;
 mod elf;
+mod links;
 mod node;
 mod proc;
 mod raw;
@@ -63,6 +65,21 @@ enum Suite {
         #[arg(long)]
         memory: bool,
     },
+    /// Several bad uplinks as one, beside quinn over one of them and the kernel's MPTCP
+    Links {
+        /// What is quoted, which takes an hour and a half; without --quick it is the same
+        #[arg(long, conflicts_with = "quick")]
+        full: bool,
+        /// Only these
+        #[arg(long, value_delimiter = ',')]
+        only: Vec<links::Scenario>,
+        /// What tests/run asks for, at low rates
+        #[arg(long, hide = true)]
+        gate: bool,
+    },
+    /// One end of a measurement of links
+    #[command(hide = true)]
+    End,
 }
 
 fn main() -> Result<ExitCode> {
@@ -75,6 +92,16 @@ fn main() -> Result<ExitCode> {
     let _ = tunnel::tls::provider().as_ref().clone().install_default();
     world::raise_file_limit()?;
     let rows = match flags.suite {
+        Suite::End => return links::end::run().map(|()| ExitCode::SUCCESS),
+        Suite::Links { ref only, gate, .. } => {
+            let plan = match (gate, flags.quick) {
+                (true, _) => links::plan::Plan::gate(),
+                (_, true) => links::plan::Plan::quick(),
+                _ => links::plan::Plan::full(),
+            };
+            write(&flags, &links::report(&plan, only, &about(&flags)?)?)?;
+            return Ok(ExitCode::SUCCESS);
+        }
         Suite::Node { above } => node::run(node::Extent::new(flags.quick), above)?,
         Suite::Scale {
             full,
@@ -93,12 +120,17 @@ fn main() -> Result<ExitCode> {
     let about = about(&flags)?;
     println!("{}", about["text"].as_str().unwrap_or_default());
     print!("{}", table::render(&rows));
-    if let Some(path) = &flags.json {
-        let text = format!("{:#}\n", table::to_json(&about, &rows));
-        fs::write(path, text).with_context(|| format!("write {}", path.display()))?;
-    }
+    write(&flags, &table::to_json(&about, &rows))?;
     let missed = !flags.quick && rows.iter().any(|row| row.is_met() == Some(false));
     Ok(if missed { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+}
+
+/// Writes the figures where they are wanted.
+fn write(flags: &Flags, figures: &Value) -> Result<()> {
+    match &flags.json {
+        Some(path) => fs::write(path, format!("{figures:#}\n")).with_context(|| format!("write {}", path.display())),
+        None => Ok(()),
+    }
 }
 
 /// When, where, and of what.

@@ -19,6 +19,8 @@ use crate::Target;
 const COPIES: usize = 8;
 /// The YAML parser keeps an event and a mark for each byte of nested lists; the files are the machine's own and at most 16 KiB.
 const YAML: usize = 2048;
+/// A packet of one byte costs its headers and its handles, cut, joined and cut again.
+const PACKETS: usize = 1024;
 /// Decoders that make a tree of JSON.
 const TREE: usize = 160;
 /// Room for messages, small tables and errors.
@@ -43,6 +45,13 @@ pub const ALL: &[Target] = &[
     ),
     target("tunnel.proxy", COPIES, SMALL, link::proxy_answers, link::proxy_answer),
     target("tunnel.name", COPIES, SMALL, tunnel::fuzzing::name_answers, link::name),
+    target(
+        "tunnel.offload",
+        PACKETS,
+        WORDS,
+        tunnel::fuzzing::offloads,
+        tunnel::fuzzing::offload,
+    ),
     target("tunnel.certificate", COPIES, SMALL, hub::certificates, hub::certificate),
     target("hub.join", 24, 64 << 10, hub::joins, hub::join),
     target("hub.rejoin", 24, 64 << 10, hub::rejoins, hub::rejoin),

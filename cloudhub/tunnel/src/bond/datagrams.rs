@@ -74,6 +74,8 @@ pub(crate) struct Datagrams {
     resend: [BTreeSet<u64>; 4],
     /// Packets whose time was over before the peer had them.
     pub(crate) expired: u64,
+    /// Packets that found the queue full.
+    pub(crate) overflowed: u64,
     /// Halves and packets sent again.
     pub(crate) repaired: u64,
 }

@@ -246,6 +246,12 @@ impl Flows {
         Some(slot)
     }
 
+    /// Whether packets of this flow wait.
+    pub(crate) fn is_waiting(&self, key: &Key) -> bool {
+        let slot = self.by_key.get(key);
+        slot.is_some_and(|slot| !self.slots[usize::from(*slot)].queue.is_empty())
+    }
+
     /// Whether there is a slot for a new flow.
     pub(crate) fn has_slot(&self) -> bool {
         self.ready.iter().map(VecDeque::len).sum::<usize>() < MAX_FLOWS

@@ -10,7 +10,7 @@
 //!   - `frame`: what a packet looks like; `acks`: what arrived where, when to say so; `ranges`: sets and windows of numbers
 //!   - `path`: what is out on a path, its round trip, rate, loss, and whether it is alive
 //!   - `schedule`: which path carries what next; `policy`: what each may carry and what it costs
-//!   - `flow`, `datagrams`, `reorder`: packets of the IP tunnel: queues by flow, repair, order
+//!   - `intake`, `flow`, `datagrams`, `reorder`: packets of the IP tunnel: how many may wait, queues by flow, repair, order
 //!   - `messages`: messages in copies or pieces; `streams`: byte streams with credit
 //!
 //! Time is CLOCK_BOOTTIME (`wire::Now::boottime`), so a suspended machine knows how long it slept.
@@ -28,6 +28,7 @@ mod faults;
 mod flow;
 mod frame;
 mod input;
+mod intake;
 mod messages;
 mod path;
 mod policy;
@@ -63,12 +64,6 @@ use crate::types::Priority;
 
 /// Paths of one session: a robot has three or four.
 pub const MAX_PATHS: usize = 8;
-/// Bytes of tunnel packets that may always wait for a path.
-const MIN_QUEUE: usize = 128 * 1024;
-/// Beyond them, what the paths carry in so long: an inner TCP needs about a round trip.
-const QUEUE_TIME: Duration = Duration::from_millis(100);
-/// Tunnel packets that may wait at most, bytes.
-const MAX_QUEUE: usize = 4 << 20;
 /// A timeout that comes so late means that this end slept.
 const OVERSLEPT: Duration = Duration::from_millis(200);
 /// How often idle flows are looked for.
@@ -359,63 +354,10 @@ impl Bond {
         Ok(())
     }
 
-    /// Queues an IP packet. Busy is backpressure: stop reading the TUN device until the paths have carried some of it.
-    ///
-    /// # Errors
-    /// [`SendError::Busy`], [`SendError::NotIp`], [`SendError::TooLarge`] when no path takes even half of it.
-    pub fn send_datagram(&mut self, now: Duration, packet: Bytes) -> Result<(), SendError> {
-        self.advance(now);
-        let class = flow::classify(&packet).ok_or(SendError::NotIp)?;
-        let datagram = self.paths.iter().map(|path| path.max_datagram).max().unwrap_or(1162);
-        let limit = 2 * datagram.saturating_sub(frame::DATAGRAM_OVERHEAD);
-        if packet.len() > limit {
-            return Err(SendError::TooLarge {
-                size: packet.len(),
-                limit,
-            });
-        }
-        let barred = self.barred();
-        if barred[class.priority.index()] && self.datagrams.flows.bytes(class.priority) >= MIN_QUEUE / 2 {
-            // As a router without a route: others must not wait behind what nobody may carry.
-            self.datagrams.expired += 1;
-            return Ok(());
-        }
-        if self.queued(barred) >= self.queue_limit() || !self.datagrams.flows.push(now, class, packet) {
-            return Err(SendError::Busy);
-        }
-        Ok(())
-    }
-
-    /// Bytes of packets that wait and may go.
-    fn queued(&self, barred: [bool; 4]) -> usize {
-        let may_go = Priority::ALL.into_iter().filter(|priority| !barred[priority.index()]);
-        may_go.map(|priority| self.datagrams.flows.bytes(priority)).sum()
-    }
-
-    /// Whether [`Self::send_datagram`] takes more.
-    #[must_use]
-    pub fn has_room_for_datagram(&self) -> bool {
-        self.datagrams.flows.has_slot() && self.queued(self.barred()) < self.queue_limit()
-    }
-
-    /// Whether [`Self::send_datagram`] takes a batch: half of the queue is free. A sender that waited goes on then, not for each packet.
-    #[must_use]
-    pub fn has_room_for_datagrams(&self) -> bool {
-        self.datagrams.flows.has_slot() && self.queued(self.barred()) <= self.queue_limit() / 2
-    }
-
     /// Whether [`Self::send_message`] takes more of this priority.
     #[must_use]
     pub fn has_room_for_message(&self, priority: Priority) -> bool {
         self.outbox.has_room(priority)
-    }
-
-    fn queue_limit(&self) -> usize {
-        let live = self.paths.iter().filter(|path| path.is_live());
-        let rate: u64 = live.map(Path::rate).sum();
-        let millis = u64::try_from(QUEUE_TIME.as_millis()).unwrap_or(0);
-        let carried = usize::try_from(rate.saturating_mul(millis) / 1000).unwrap_or(usize::MAX);
-        carried.clamp(MIN_QUEUE, MAX_QUEUE)
     }
 
     /// Opens a byte stream; the peer sees it with the first byte. None when as many are open as the peer allows.
@@ -499,8 +441,8 @@ impl Bond {
         if self.declined {
             add(Some(self.now + RECONSIDER));
         }
-        if self.datagrams.flows.total() > self.queued(self.barred()) {
-            add(Some(self.now + QUEUE_TIME));
+        if self.has_barred_datagrams() {
+            add(Some(self.now + intake::QUEUE_TIME));
         }
         if self.datagrams.flows.len() > 0 {
             add(Some(self.swept + SWEEP));

@@ -73,7 +73,9 @@ pub struct SessionStats {
     pub refused: u64,
     /// Packets and messages dropped because the driver does not take them.
     pub overrun: u64,
-    /// IP packets that were dropped because their owner was behind; counted by the session, not by the bond.
+    /// IP packets of a device that found the queue full.
+    pub packets_overflowed: u64,
+    /// IP packets that arrived and were dropped because their owner was behind; counted by the session, not by the bond.
     pub packets_dropped: u64,
     /// Bytes that wait for a path.
     pub queued_bytes: usize,
@@ -136,6 +138,7 @@ impl Bond {
             expired: self.datagrams.expired,
             refused: self.refused,
             overrun: self.reorder.overrun + self.inbox.overrun,
+            packets_overflowed: self.datagrams.overflowed,
             packets_dropped: 0,
             queued_bytes: self.datagrams.flows.total(),
             kept_bytes: self.datagrams.kept(),

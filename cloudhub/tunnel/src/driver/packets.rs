@@ -94,6 +94,17 @@ impl Driver {
         Ok(())
     }
 
+    /// Hands all of them to the bond as a router would, which drops and counts what finds no room; returns how many are no packets for it.
+    pub(crate) fn route_packets(&self, packets: &mut VecDeque<Bytes>) -> u64 {
+        let now = boottime();
+        let mut state = self.change();
+        let mut refused = 0;
+        for packet in packets.drain(..) {
+            refused += u64::from(state.bond.route_datagram(now, packet).is_err());
+        }
+        refused
+    }
+
     /// Returns when the bond has room for a batch of packets, or the session is over.
     pub(crate) async fn packets_ready(&self) {
         loop {

@@ -2,6 +2,7 @@
 
 #![allow(dead_code, reason = "each test binary uses a part")]
 
+pub(crate) mod hosts;
 pub(crate) mod namespace;
 pub(crate) mod relay;
 
@@ -157,6 +158,13 @@ impl Site {
     /// One that listens on a TCP address too, with UDP on a free port of its own.
     pub(crate) fn hub_over_tcp(&self, tcp: SocketAddr) -> Hub {
         let mut config = self.hub_config(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)), self.pki.hub_identity());
+        config.listen_tcp = vec![tcp];
+        Hub::bind(config).unwrap()
+    }
+
+    /// One that listens on UDP and on TCP.
+    pub(crate) fn hub_on(&self, udp: SocketAddr, tcp: SocketAddr) -> Hub {
+        let mut config = self.hub_config(udp, self.pki.hub_identity());
         config.listen_tcp = vec![tcp];
         Hub::bind(config).unwrap()
     }

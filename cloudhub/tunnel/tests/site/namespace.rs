@@ -43,7 +43,7 @@ pub(crate) fn slow_down() {
 }
 
 /// In this thread's namespace.
-fn command(command: &mut Command, input: &str) {
+pub(super) fn command(command: &mut Command, input: &str) {
     command
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())

@@ -295,8 +295,8 @@ impl Proxy {
     }
 
     fn away(&self) -> String {
-        let node = self.config.registry.node(&self.node);
-        let conditions = node.as_ref().and_then(|n| n.object["status"]["conditions"].as_array());
+        let node = self.config.registry.node(&self.node).map(|node| node.object.value());
+        let conditions = node.as_ref().and_then(|node| node["status"]["conditions"].as_array());
         let condition = conditions.and_then(|all| all.iter().find(|c| c["type"] == "EdgeConnected"));
         let text = |field: &str| {
             condition

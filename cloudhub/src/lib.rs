@@ -16,6 +16,7 @@ pub mod kubelet_proxy;
 pub mod lineage;
 mod links;
 pub mod node_api;
+pub mod packed;
 pub mod registry;
 pub mod reports;
 pub mod session;

@@ -8,6 +8,7 @@
 //!
 //! State: [`State`] behind one lock, never held over an await. A watch that breaks lists again; until then views stand.
 
+mod kept;
 pub mod list_watch;
 pub mod references;
 pub mod view;
@@ -24,40 +25,16 @@ use tokio::time::Instant;
 
 use crate::kube_api::{As, KubeApi};
 use crate::lineage::{self, Points};
+pub use kept::{EDGE_LABEL, Node, Pod};
+
+use kept::desired;
 use list_watch::{Change, Target, version};
 use view::{ApiIdentity, Desired, Kind, NodeView, ObjectKey};
 
-/// Label of the nodes that Kedge serves.
-pub const EDGE_LABEL: &str = "kedge.dev/edge";
 /// A hub above a cluster adds a point to the lineage this often: 24 writes a day, and a backup from an hour ago is known.
 const POINTS: Duration = Duration::from_secs(3600);
 /// What the API did not take or give is tried again after this.
 const RETRY: Duration = Duration::from_secs(1);
-
-/// A pod as the API has it.
-#[derive(Debug)]
-pub struct Pod {
-    /// metadata.uid.
-    pub uid: String,
-    /// metadata.resourceVersion.
-    pub version: u64,
-    /// The node that it is bound to.
-    pub node: String,
-    /// metadata, spec and status.
-    pub object: Value,
-    desired: Arc<Desired>,
-    references: BTreeSet<ObjectKey>,
-}
-
-/// A node as the API has it.
-#[derive(Debug)]
-pub struct Node {
-    /// metadata.resourceVersion.
-    pub version: u64,
-    /// The object.
-    pub object: Value,
-    desired: Arc<Desired>,
-}
 
 #[derive(Debug, Default)]
 struct State {
@@ -445,26 +422,14 @@ impl State {
                 if !self.served.contains(&node) {
                     return BTreeSet::new();
                 }
-                let pod = Pod {
-                    uid: text("uid"),
-                    version: version(&object),
-                    node: node.clone(),
-                    references: references::of_pod(&object),
-                    desired: Arc::new(desired(kind, &object)),
-                    object,
-                };
-                self.pods.insert((namespace, name), Arc::new(pod));
+                self.pods.insert((namespace, name), Arc::new(Pod::from(&object)));
                 BTreeSet::from([node])
             }
             Kind::Node => {
-                if object["metadata"]["labels"][EDGE_LABEL] == "true" {
+                let node = Node::from(&object);
+                if node.is_edge {
                     self.served.insert(name.clone());
                 }
-                let node = Node {
-                    version: version(&object),
-                    desired: Arc::new(desired(kind, &object)),
-                    object,
-                };
                 self.nodes.insert(name.clone(), Arc::new(node));
                 BTreeSet::from([name])
             }
@@ -553,32 +518,6 @@ impl State {
             pod_lists: self.pod_lists,
             objects: Arc::new(objects),
         })
-    }
-}
-
-/// An object as it goes down: without status, managedFields and resourceVersion.
-fn desired(kind: Kind, object: &Value) -> Desired {
-    let mut object = object.clone();
-    let resource_version = version(&object);
-    let text = |field: &str| object["metadata"][field].as_str().unwrap_or_default().to_owned();
-    let (uid, namespace, name) = (text("uid"), text("namespace"), text("name"));
-    if let Some(fields) = object.as_object_mut() {
-        fields.shift_remove("status");
-        // Items of a list carry neither; watch events do.
-        fields.shift_remove("kind");
-        fields.shift_remove("apiVersion");
-    }
-    if let Some(metadata) = object["metadata"].as_object_mut() {
-        metadata.shift_remove("managedFields");
-        metadata.shift_remove("resourceVersion");
-    }
-    let bytes = bytes::Bytes::from(object.to_string());
-    Desired {
-        key: ObjectKey { kind, namespace, name },
-        uid,
-        version: relay::object_version(&bytes),
-        resource_version,
-        bytes,
     }
 }
 

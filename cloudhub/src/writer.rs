@@ -11,7 +11,6 @@
 pub mod diff;
 pub mod fleet;
 pub mod node;
-mod packed;
 pub mod report;
 
 use std::collections::{BTreeMap, HashMap};
@@ -27,9 +26,9 @@ use tokio::task::JoinSet;
 
 use crate::identity::Identity;
 use crate::kube_api::{ApiError, As, KubeApi, Send};
+use crate::packed::Packed;
 use crate::registry::Registry;
 use crate::reports::{Departure, PodRef, ReportError, Reports, SessionInfo};
-use packed::Packed;
 
 /// Sessions that wait for their task; each takes one place.
 const STARTS: usize = 1024;

@@ -14,8 +14,6 @@ use crate::kube_api::{As, Send};
 use crate::registry::{EDGE_LABEL, Pod};
 use crate::reports::Departure;
 
-/// Label of pods that may be replaced when their node is away.
-const FAILOVER_LABEL: &str = "kedge.dev/failover";
 /// Looks again though nothing changed: a record of a join is not part of the registry.
 const LOOK: Duration = Duration::from_secs(1);
 /// Absent nodes are looked for this often; each costs a read of its lease while the API says that it is connected.
@@ -95,7 +93,7 @@ async fn restore_nodes(writer: &Writer, tried: &mut HashMap<String, Instant>) {
 /// Pods of a robot stay bound to it however long it is away, unless they ask for failover.
 async fn make_patient(writer: &Writer, tried: &mut HashMap<String, Instant>) {
     for pod in writer.registry.pods() {
-        if pod.object["metadata"]["labels"][FAILOVER_LABEL] != "true" && is_edge(writer, &pod) {
+        if !pod.is_patient && is_edge(writer, &pod) {
             patch_tolerations(writer, &pod, tried).await;
         }
     }
@@ -103,17 +101,18 @@ async fn make_patient(writer: &Writer, tried: &mut HashMap<String, Instant>) {
 
 fn is_edge(writer: &Writer, pod: &Pod) -> bool {
     let node = writer.registry.node(&pod.node);
-    node.is_some_and(|node| node.object["metadata"]["labels"][EDGE_LABEL] == "true")
+    node.is_some_and(|node| node.is_edge)
 }
 
 async fn patch_tolerations(writer: &Writer, pod: &Pod, tried: &mut HashMap<String, Instant>) {
-    let Some(tolerations) = diff::patient_tolerations(&pod.object) else {
+    let object = pod.object.value();
+    let Some(tolerations) = diff::patient_tolerations(&object) else {
         return;
     };
     if !first_try(tried, format!("pod {}", pod.uid)) {
         return;
     }
-    let metadata = &pod.object["metadata"];
+    let metadata = &object["metadata"];
     let text = |field: &str| metadata[field].as_str().unwrap_or_default();
     let path = format!("/api/v1/namespaces/{}/pods/{}", text("namespace"), text("name"));
     let patch = json!({"metadata": {"uid": pod.uid}, "spec": {"tolerations": tolerations}});

@@ -11,9 +11,9 @@ use tokio::sync::Notify;
 use tokio::task::{JoinError, JoinSet};
 use tokio::time::Instant;
 
-use super::packed::Packed;
 use super::{Writer, diff, micro_timestamp, timestamp};
 use crate::kube_api::{ApiError, As, Send};
+use crate::packed::Packed;
 use crate::registry::{Node, Pod};
 use crate::reports::{Departure, PodRef};
 
@@ -191,7 +191,7 @@ impl Task {
                 let lease = json!({
                     "apiVersion": "coordination.k8s.io/v1", "kind": "Lease",
                     "metadata": {"name": self.node, "namespace": "kube-node-lease", "ownerReferences": [
-                        {"apiVersion": "v1", "kind": "Node", "name": self.node, "uid": node.object["metadata"]["uid"]}]},
+                        {"apiVersion": "v1", "kind": "Node", "name": self.node, "uid": node.object.value()["metadata"]["uid"]}]},
                     "spec": {"holderIdentity": self.node, "leaseDurationSeconds": 40, "renewTime": renew["spec"]["renewTime"]},
                 });
                 self.writer
@@ -219,13 +219,13 @@ impl Task {
         let Some((packed, node)) = self.news() else {
             return Ok(());
         };
-        let report = packed.value();
+        let (report, actual) = (packed.value(), node.object.value());
         let mut status = report["status"].clone();
         let connected = match self.connected.clone() {
             Some(connected) => connected,
             None => {
                 let (boot, agent) = self.peer();
-                let (connected, news) = came_back(&node.object, &boot, &agent);
+                let (connected, news) = came_back(&actual, &boot, &agent);
                 self.announce = news;
                 self.connected.insert(connected).clone()
             }
@@ -236,8 +236,8 @@ impl Task {
         let kubelet = self.writer.kubelet.of(&self.node).await;
         let has_port = kubelet.is_some();
         complete(&mut status, kubelet, &shown);
-        if self.is_due(NODE, &status, (&node.object["status"], node.version)) {
-            self.write_status(status, &node.object).await?;
+        if self.is_due(NODE, &status, (&actual["status"], node.version)) {
+            self.write_status(status, &actual).await?;
         }
         let came_back = std::mem::take(&mut self.announce).then_some(connected);
         for condition in came_back.into_iter().chain(down.filter(|_| !told)) {
@@ -245,7 +245,7 @@ impl Task {
             announce(&self.writer, &self.node, text("reason"), text("message")).await;
         }
         // After the status: by what the annotation said before, it is known whether the agent is another one.
-        self.write_metadata(&report, &node.object).await?;
+        self.write_metadata(&report, &actual).await?;
         self.compared = has_port.then_some(Compared {
             report: packed,
             actual: node,
@@ -367,7 +367,8 @@ impl Task {
         if known.uid != pod.uid || last.is_some_and(|last| last.is(report, &known)) {
             return false;
         }
-        let due = self.is_due(&pod.uid, &report.value(), (&known.object["status"], known.version));
+        let actual = known.object.value();
+        let due = self.is_due(&pod.uid, &report.value(), (&actual["status"], known.version));
         let compared = Compared {
             report: report.clone(),
             actual: known,
@@ -529,7 +530,7 @@ pub(super) async fn departed(writer: &Writer, node: &str, why: &Departure, at: S
     let known = writer
         .registry
         .node(node)
-        .map(|n| condition(&n.object, "EdgeConnected").clone());
+        .map(|n| condition(&n.object.value(), "EdgeConnected").clone());
     let since = known
         .filter(|c| c["status"] == "False")
         .map(|c| c["lastTransitionTime"].clone());
@@ -558,7 +559,7 @@ pub(super) async fn departed(writer: &Writer, node: &str, why: &Departure, at: S
 /// it. Gives when it was last seen.
 pub(super) async fn unseen_departure(writer: &Writer, node: &str) -> Option<SystemTime> {
     let object = writer.registry.node(node)?;
-    if condition(&object.object, "EdgeConnected")["status"] != "True" || writer.lock().contains_key(node) {
+    if condition(&object.object.value(), "EdgeConnected")["status"] != "True" || writer.lock().contains_key(node) {
         return None;
     }
     let path = format!("/apis/coordination.k8s.io/v1/namespaces/kube-node-lease/leases/{node}");

@@ -17,6 +17,8 @@ pub enum Kind {
 #[derive(Clone, Debug, Default)]
 pub struct Exposition(String);
 
+type Count = fn(&SessionStats) -> u64;
+
 /// A value and what tells it from others of its family.
 pub type Sample<'a> = (Vec<(&'static str, &'a str)>, f64);
 
@@ -53,8 +55,8 @@ impl Exposition {
     }
 
     /// Adds what sessions have repaired, each with what tells it from the others.
-    pub fn repairs<'a>(&mut self, sessions: &[(Vec<(&'static str, &'a str)>, SessionStats)]) {
-        let counters: [(&str, &str, fn(&SessionStats) -> u64); 4] = [
+    pub fn repairs(&mut self, sessions: &[(Vec<(&'static str, &str)>, SessionStats)]) {
+        let counters: [(&str, &str, Count); 4] = [
             (
                 "kedge_session_repaired_total",
                 "Packets and pieces of streams that were lost and sent again.",

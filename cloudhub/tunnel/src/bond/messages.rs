@@ -331,6 +331,10 @@ impl Outbox {
             self.active_bytes -= outgoing.payload.len() + PARTIAL_COST;
             self.wanting[outgoing.priority.index()].remove(&id);
             self.active.remove(&id);
+            if self.active.is_empty() {
+                // Idle sessions keep no leaf of the tree.
+                self.active = BTreeMap::new();
+            }
         } else {
             self.note(id);
         }
@@ -491,6 +495,9 @@ impl Inbox {
     fn complete(&mut self, id: u64, priority: Priority, message: Bytes) {
         if self.partial.remove(&id).is_some() {
             self.partial_bytes -= message.len() + PARTIAL_COST;
+            if self.partial.is_empty() {
+                self.partial = BTreeMap::new();
+            }
         }
         self.seen.insert(id);
         if self.ready_bytes >= MAX_READY && !self.faults.memory_unbounded {

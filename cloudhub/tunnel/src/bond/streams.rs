@@ -103,7 +103,8 @@ struct Stream {
 #[derive(Debug)]
 pub(crate) struct Streams {
     rules: Rules,
-    streams: BTreeMap<u64, Stream>,
+    /// Boxed: a session has two or three, and a leaf of the tree has room for eleven.
+    streams: BTreeMap<u64, Box<Stream>>,
     next: u64,
     /// Streams that the peer has opened, by their turn.
     opened: RangeSet,
@@ -142,7 +143,7 @@ impl Streams {
         }
         let id = self.next;
         self.next += 2;
-        self.streams.insert(id, Stream::new(priority, self.faults));
+        self.streams.insert(id, Box::new(Stream::new(priority, self.faults)));
         Some(StreamId(id))
     }
 
@@ -388,7 +389,7 @@ impl Streams {
     fn known(&mut self, id: u64, priority: Option<Priority>) -> Result<Option<&mut Stream>, Violation> {
         let own = id % 2 == u64::from(self.rules.odd);
         if self.streams.contains_key(&id) {
-            return Ok(self.streams.get_mut(&id));
+            return Ok(self.streams.get_mut(&id).map(Box::as_mut));
         }
         if own {
             return if id < self.next {
@@ -424,9 +425,9 @@ impl Streams {
                 .map_or(0, |range| range.start);
             self.opened.insert(0..second);
         }
-        self.streams.insert(id, Stream::new(priority, self.faults));
+        self.streams.insert(id, Box::new(Stream::new(priority, self.faults)));
         self.events.push_back(Event::Opened(StreamId(id), priority));
-        Ok(self.streams.get_mut(&id))
+        Ok(self.streams.get_mut(&id).map(Box::as_mut))
     }
 
     /// Takes a piece; Ok(false) when there is no room, so that it must not be acknowledged.

@@ -7,7 +7,7 @@ use serde_json::Value;
 
 /// An object or a part of one; clones share it.
 #[derive(Clone, PartialEq, Eq)]
-pub(super) struct Packed(Arc<[u8]>);
+pub struct Packed(Arc<[u8]>);
 
 impl std::fmt::Debug for Packed {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -23,7 +23,7 @@ impl From<&Value> for Packed {
 
 impl Packed {
     /// The same, to be looked into.
-    pub(super) fn value(&self) -> Value {
+    pub fn value(&self) -> Value {
         serde_json::from_slice(&self.0).expect("it was written from a value")
     }
 }

@@ -17,6 +17,7 @@ pub mod fresh;
 pub mod hub;
 pub mod kubectl;
 pub mod kubelet;
+pub mod links;
 pub mod metrics_server;
 pub mod paths;
 pub mod pki;

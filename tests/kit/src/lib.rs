@@ -13,6 +13,7 @@
 pub mod clock;
 pub mod containerd;
 pub mod edge;
+pub mod exposition;
 pub mod fresh;
 pub mod hub;
 pub mod kubectl;

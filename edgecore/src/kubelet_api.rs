@@ -11,6 +11,7 @@ pub mod answer;
 pub mod logs;
 pub mod pods;
 pub mod query;
+mod spdy;
 pub mod stats;
 pub mod stream;
 

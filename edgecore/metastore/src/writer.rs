@@ -109,13 +109,67 @@ impl Writer {
 
 /// Calls `fatal` when a flush takes longer than `limit`; ends with the writer.
 fn watchdog(flushing: &Weak<Mutex<Option<Instant>>>, fatal: &Fatal, limit: Duration) {
+    let mut patience = Patience::new(Instant::now());
     while let Some(flushing) = flushing.upgrade() {
         let since = *flushing.lock().unwrap_or_else(PoisonError::into_inner);
         drop(flushing);
-        if since.is_some_and(|since| since.elapsed() > limit) {
+        if patience.look(Instant::now(), since) > limit {
             fatal(&format!("a flush of the store did not return in {limit:?}"));
             return;
         }
         thread::sleep(WATCH);
+    }
+}
+
+/// How long a flush has taken. A look that comes late counts for two at most: while this process was stopped or starved, no flush could
+/// return.
+struct Patience {
+    looked: Instant,
+    since: Option<Instant>,
+    waited: Duration,
+}
+
+impl Patience {
+    fn new(now: Instant) -> Self {
+        Self {
+            looked: now,
+            since: None,
+            waited: Duration::ZERO,
+        }
+    }
+
+    /// Looks again, at a flush that began at `since`.
+    fn look(&mut self, now: Instant, since: Option<Instant>) -> Duration {
+        let passed = now.saturating_duration_since(self.looked).min(WATCH * 2);
+        self.looked = now;
+        if self.since != since {
+            (self.since, self.waited) = (since, Duration::ZERO);
+        }
+        if let Some(since) = since {
+            self.waited += passed.min(now.saturating_duration_since(since));
+        }
+        self.waited
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_time_of_a_flush_is_counted_and_that_of_a_stopped_process_is_not() {
+        let start = Instant::now();
+        let at = |millis| start + Duration::from_millis(millis);
+        let mut patience = Patience::new(start);
+        let mut look = |now, since: Option<u64>| patience.look(at(now), since.map(at)).as_millis();
+        assert_eq!(look(500, None), 0);
+        assert_eq!(look(1000, Some(900)), 100);
+        assert_eq!(look(1500, Some(900)), 600);
+        // Stopped for half a minute, with the flush under way.
+        assert_eq!(look(31_500, Some(900)), 1600);
+        assert_eq!(look(32_000, Some(900)), 2100);
+        // And the next one.
+        assert_eq!(look(32_500, Some(32_400)), 100);
+        assert_eq!(look(33_000, None), 0);
     }
 }

@@ -2,7 +2,8 @@
 //!
 //! * A request must be an upgrade: SPDY/3.1, or a WebSocket that offers a protocol the runtime speaks (v1-v4). Where v4 is among several offers it
 //!   is passed on alone. One that offers nothing but v5, or SPDY inside a WebSocket, is refused before anything starts, so that kubectl falls back.
-//! * The runtime's answer, 101 or not, is the caller's answer. After a 101 both connections become byte pipes, half-closed separately.
+//! * The runtime's answer, 101 or not, is the caller's answer. After a 101 both connections become byte pipes, half-closed separately; those of
+//!   SPDY are pipes of frames ([`spdy`]).
 
 use std::future::Future;
 use std::pin::Pin;
@@ -17,6 +18,7 @@ use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
 
 use super::answer::{Body, Refusal, empty, full};
+use super::spdy;
 
 /// The runtime answers on loopback.
 const DEADLINE: Duration = Duration::from_secs(30);
@@ -38,6 +40,7 @@ const V5_ONLY: &str = "unable to upgrade: none of the offered subprotocols is su
 pub struct Pipe {
     caller: OnUpgrade,
     runtime: OnUpgrade,
+    is_spdy: bool,
     /// The connection to the runtime, which has to be driven until it has become a pipe.
     driver: Driver,
 }
@@ -62,7 +65,13 @@ impl Pipe {
             Err(error) => return tracing::debug!(%error, "an upgrade was not completed"),
         };
         let (mut caller, mut runtime) = (TokioIo::new(caller), TokioIo::new(runtime));
-        if let Err(error) = tokio::io::copy_bidirectional(&mut caller, &mut runtime).await {
+        let carried = if self.is_spdy {
+            spdy::carry(caller, runtime).await
+        } else {
+            let copied = tokio::io::copy_bidirectional(&mut caller, &mut runtime).await;
+            copied.map(drop)
+        };
+        if let Err(error) = carried {
             tracing::debug!(%error, "a stream broke");
         }
     }
@@ -131,12 +140,15 @@ pub async fn pass_on(
     let (mut answer, driver) = answer.map_err(|e| broken(&e))?;
     if answer.status() == StatusCode::SWITCHING_PROTOCOLS {
         let runtime = hyper::upgrade::on(&mut answer);
+        let protocol = answer.headers().get(UPGRADE);
+        let is_spdy = protocol.is_some_and(|name| name.as_bytes().eq_ignore_ascii_case(b"SPDY/3.1"));
         let (parts, _) = answer.into_parts();
         return Ok((
             Response::from_parts(parts, empty()),
             Some(Pipe {
                 caller,
                 runtime,
+                is_spdy,
                 driver,
             }),
         ));

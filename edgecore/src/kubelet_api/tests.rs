@@ -137,6 +137,11 @@ fn upgrade(path: &str, protocol: &str) -> String {
     )
 }
 
+/// A frame of SPDY on stream 1.
+fn frame(text: &str) -> Vec<u8> {
+    [&[0, 0, 0, 1, 0, 0, 0, text.len() as u8], text.as_bytes()].concat()
+}
+
 #[tokio::test]
 async fn an_exec_becomes_a_pipe_to_the_runtimes_url() {
     let (api, fake) = api("").await;
@@ -153,13 +158,15 @@ async fn an_exec_becomes_a_pipe_to_the_runtimes_url() {
         let head = String::from_utf8_lossy(&head[..seen]).to_lowercase();
         assert!(head.starts_with("post /exec/container-"), "{head}");
         assert_eq!(head.matches("x-stream-protocol-version").count(), 2, "{head}");
+        let answer = b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: SPDY/3.1\r\n\r\n";
         runtime
-            .write_all(b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: SPDY/3.1\r\n\r\nhi")
+            .write_all(&[answer, frame("hi").as_slice()].concat())
             .await
             .unwrap();
-        let mut rest = String::new();
-        runtime.read_to_string(&mut rest).await.unwrap();
-        runtime.write_all(format!("you said {rest}").as_bytes()).await.unwrap();
+        let mut rest = Vec::new();
+        runtime.read_to_end(&mut rest).await.unwrap();
+        assert_eq!(rest, frame("bye"));
+        runtime.write_all(&frame("you said bye")).await.unwrap();
     });
     let (mut near, far) = tokio::io::duplex(1 << 16);
     let serving = api.clone();
@@ -167,7 +174,7 @@ async fn an_exec_becomes_a_pipe_to_the_runtimes_url() {
     near.write_all(upgrade(EXEC, "SPDY/3.1").as_bytes()).await.unwrap();
     let mut answer = vec![0; 1024];
     let mut seen = 0;
-    while !answer[..seen].ends_with(b"\r\n\r\nhi") {
+    while !answer[..seen].ends_with(&frame("hi")) {
         let n = tokio::time::timeout(Duration::from_secs(10), near.read(&mut answer[seen..]))
             .await
             .unwrap()
@@ -176,11 +183,12 @@ async fn an_exec_becomes_a_pipe_to_the_runtimes_url() {
         seen += n;
     }
     assert!(answer.starts_with(b"HTTP/1.1 101"));
-    near.write_all(b"bye").await.unwrap();
+    near.write_all(&frame("bye")).await.unwrap();
     near.shutdown().await.unwrap();
-    let mut rest = String::new();
-    near.read_to_string(&mut rest).await.unwrap();
-    assert_eq!(rest, "you said bye", "the caller's half may close before the runtime's");
+    let mut rest = Vec::new();
+    near.read_to_end(&mut rest).await.unwrap();
+    let said = frame("you said bye");
+    assert_eq!(rest, said, "the caller's half may close before the runtime's");
     while let Some(done) = tasks.join_next().await {
         done.unwrap();
     }

@@ -7,7 +7,8 @@ use std::process::{Child, Command, Output, Stdio};
 use std::time::Duration;
 
 use kit::kubectl::{condition, is_true};
-use kit::suite::{START, embedded, robot};
+use kit::suite::{START, embedded, has_each_second, robot};
+use kit::uplinks::{NAMES, lossy};
 use kit::wait::State;
 use kit::{Site, wait_for, yaml};
 use linkem::Action;
@@ -92,36 +93,17 @@ fn robot_behind_a_lossy_uplink_works_through_a_rebind_an_outage_and_a_reset() {
     .unwrap_or_else(|e| panic!("{e}\n{}", hub.tail()));
 }
 
-/// The same links, of a machine whose owner gave each uplink its rule, and with the losses of bonding.md §3.2.
-const BONDED: &str = r"
-name: three uplinks together
-seed: 8
-edge: {sourceRules: true}
-links:
-- name: g5
-  up: {rate: {fixed: 50Mbit}, queue: {time: 100ms}, delay: 15ms, loss: {iid: 0.05}}
-  down: {rate: {fixed: 50Mbit}, queue: {time: 100ms}, delay: 15ms, loss: {iid: 0.05}}
-- name: lte
-  up: {rate: {fixed: 30Mbit}, queue: {time: 100ms}, delay: 30ms, loss: {iid: 0.02}}
-  down: {rate: {fixed: 30Mbit}, queue: {time: 100ms}, delay: 30ms, loss: {iid: 0.02}}
-- name: wifi
-  up: {rate: {fixed: 20Mbit}, queue: {time: 100ms}, delay: 8ms, loss: {iid: 0.08}}
-  down: {rate: {fixed: 20Mbit}, queue: {time: 100ms}, delay: 8ms, loss: {iid: 0.08}}
-";
-
 /// What exec brings: 100 MB.
 const SENT: u64 = 100_000_000;
 
 #[test]
 fn what_runs_over_three_lossy_uplinks_outlives_the_death_of_each() {
     let site = Site::new().expect("a site");
-    let scenario = Scenario::parse(BONDED, Path::new(".")).expect("a scenario");
-    site.uplinks().give(1, scenario);
+    site.uplinks().give(1, lossy());
     let hub = embedded(&site);
     let edge = robot(&site, &hub);
     let tails = || format!("{}\n{}", edge.tail(), hub.tail());
-    let script = "while true; do date +%s; sleep 1; done";
-    hub.kubectl.apply(&yaml::shell_pod("web", script)).expect("apply");
+    hub.kubectl.apply(&yaml::shell_pod("web", yaml::CLOCK)).expect("apply");
     hub.kubectl
         .wait_ready("web", START)
         .unwrap_or_else(|e| panic!("{e}\n{}", tails()));
@@ -177,8 +159,7 @@ fn each_dies_in_turn(edge: &kit::Edge<'_>, mut runs: impl FnMut() -> bool) {
 #[test]
 fn copies_and_forwarded_ports_outlive_the_death_of_each_uplink() {
     let site = Site::new().expect("a site");
-    let scenario = Scenario::parse(BONDED, Path::new(".")).expect("a scenario");
-    site.uplinks().give(1, scenario);
+    site.uplinks().give(1, lossy());
     let hub = embedded(&site);
     let edge = robot(&site, &hub);
     let tails = || format!("{}\n{}", edge.tail(), hub.tail());
@@ -243,8 +224,7 @@ fn copies_and_forwarded_ports_outlive_the_death_of_each_uplink() {
 #[test]
 fn uplink_that_has_spent_its_month_is_a_condition_of_the_node_and_stays_so_over_a_restart() {
     let site = Site::new().expect("a site");
-    let scenario = Scenario::parse(BONDED, Path::new(".")).expect("a scenario");
-    site.uplinks().give(1, scenario);
+    site.uplinks().give(1, lossy());
     let hub = embedded(&site);
     let mut edge = kit::Edge::new(&site, 1, "robot-1").expect("a machine");
     edge.join(&hub).expect("join");
@@ -265,9 +245,9 @@ fn uplink_that_has_spent_its_month_is_a_condition_of_the_node_and_stays_so_over_
     edge.stop().expect("a clean stop");
     edge.start().expect("edgecore");
     // The first answer: this process has carried nothing yet.
-    let shown = || match try_links(&edge) {
+    let shown = || match edge.links() {
         Ok(shown) => State::Done(shown),
-        Err(error) => State::Not(error),
+        Err(error) => State::Not(error.to_string()),
     };
     let (shown, _) = wait_for("kedge links answers", START, shown).unwrap_or_else(|e| panic!("{e}\n{}", tails(&edge)));
     println!("{shown}");
@@ -292,8 +272,6 @@ fn give_a_budget(edge: &kit::Edge<'_>, uplink: &str, monthly: &str) {
     config["uplinks"] = uplinks.into();
     std::fs::write(&path, serde_yaml_ng::to_string(&config).expect("YAML")).expect("the configuration");
 }
-
-const NAMES: [&str; 3] = ["g5", "lte", "wifi"];
 
 #[test]
 fn a_robot_at_a_site_that_blocks_udp_works_over_tcp() {
@@ -345,28 +323,9 @@ fn is_whole(bytes: &[u8]) {
     assert_eq!(wrong, None, "a byte differs");
 }
 
-fn has_each_second(text: &str) {
-    let seconds: Vec<u64> = text.lines().map(|line| line.parse().expect("a second")).collect();
-    assert!(seconds.len() > 10, "{seconds:?}");
-    assert!(
-        seconds
-            .windows(2)
-            .all(|pair| pair[0] < pair[1] && pair[1] - pair[0] < 5),
-        "a line is missing or doubled: {seconds:?}"
-    );
-}
-
 /// What a person at the robot sees.
 fn links(edge: &kit::Edge<'_>) -> String {
-    try_links(edge).expect("kedge links")
-}
-
-fn try_links(edge: &kit::Edge<'_>) -> Result<String, String> {
-    let output = kedge(edge, &["links", "--socket"], "run/edgecore.sock");
-    if !output.status.success() {
-        return Err(format!("{output:?}"));
-    }
-    String::from_utf8(output.stdout).map_err(|error| error.to_string())
+    edge.links().expect("kedge links")
 }
 
 /// `kedge` with arguments that end in a file of the machine's folder.

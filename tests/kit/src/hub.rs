@@ -159,20 +159,22 @@ impl<'a> Hub<'a> {
         self.daemon = None;
         let daemon = Daemon::spawn("cloudhub", &mut self.command(), &self.dir.join("cloudhub.log"))?;
         self.daemon = Some(daemon);
-        let socket = self.dir.join("cloudhub.sock");
-        wait_for("cloudhub is ready", START, || {
-            let answer = Command::new("curl")
-                .args(["-sf", "--max-time", "2", "--unix-socket"])
-                .arg(&socket)
-                .arg("http://hub/readyz")
-                .output();
-            match answer {
-                Ok(answer) if answer.status.success() => State::Done(()),
-                Ok(_) => State::Not(self.tail()),
-                Err(error) => State::Not(error.to_string()),
-            }
+        wait_for("cloudhub is ready", START, || match self.admin("/readyz") {
+            Ok(_) => State::Done(()),
+            Err(error) => State::Not(format!("{error}\n{}", self.tail())),
         })?;
         Ok(())
+    }
+
+    /// What the admin socket says at `page`.
+    ///
+    /// # Errors
+    /// When it does not answer within 2 s, or with an error.
+    pub fn admin(&self, page: &str) -> Result<String> {
+        run(Command::new("curl")
+            .args(["-sSf", "--max-time", "2", "--unix-socket"])
+            .arg(self.dir.join("cloudhub.sock"))
+            .arg(format!("http://hub{page}")))
     }
 
     /// kill -9.

@@ -13,10 +13,12 @@
 pub mod clock;
 pub mod containerd;
 pub mod edge;
+pub mod exposition;
 pub mod fresh;
 pub mod hub;
 pub mod kubectl;
 pub mod kubelet;
+pub mod links;
 pub mod metrics_server;
 pub mod paths;
 pub mod pki;

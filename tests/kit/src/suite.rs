@@ -56,6 +56,21 @@ pub fn robot_above<'a>(version: Version, site: &'a Site, hub: &Hub) -> Edge<'a> 
     edge
 }
 
+/// That `text`, the log of [`yaml::CLOCK`](crate::yaml::CLOCK), has no gap and no line twice; a busy machine is late by some seconds.
+///
+/// # Panics
+/// When it has, or is hardly there.
+pub fn has_each_second(text: &str) {
+    let seconds: Vec<u64> = text.lines().map(|line| line.parse().expect("a second")).collect();
+    assert!(seconds.len() > 10, "{seconds:?}");
+    assert!(
+        seconds
+            .windows(2)
+            .all(|pair| pair[0] < pair[1] && pair[1] - pair[0] < 5),
+        "a line is missing or doubled: {seconds:?}"
+    );
+}
+
 /// Each test twice, in modules that say above what.
 #[macro_export]
 macro_rules! above_both {

@@ -1,5 +1,8 @@
 //! The manifests that the end-to-end tests apply.
 
+/// A script that prints each second: what its log has, no outage of whatever is between took away.
+pub const CLOCK: &str = "while true; do date +%s; sleep 1; done";
+
 /// A pod of the demo image that runs `script` in busybox's shell.
 #[must_use]
 pub fn shell_pod(name: &str, script: &str) -> String {

@@ -94,6 +94,8 @@ pub struct Direction {
     bad: bool,
     /// Since when it is silent by [`Direction::silence`], and when it was before.
     silent: Option<u64>,
+    /// The largest that passes by [`Direction::narrow`].
+    largest: Option<u64>,
     /// The clock's last value: it never goes back.
     now: u64,
     left_at: u64,
@@ -127,6 +129,7 @@ impl Direction {
             count: 0,
             bad: false,
             silent: None,
+            largest: None,
             now: 0,
             left_at: 0,
             last_due: 0,
@@ -157,7 +160,7 @@ impl Direction {
             self.stats.dropped_blackout += 1;
             return Fate::Drop(Cause::Blackout);
         }
-        if self.spec.largest.is_some_and(|largest| bytes > largest) {
+        if self.is_too_large(bytes) {
             self.stats.dropped_size += 1;
             return Fate::Drop(Cause::Size);
         }
@@ -238,6 +241,22 @@ impl Direction {
             }
             _ => {}
         }
+    }
+
+    /// Lets packets of more bytes than `largest` disappear among those offered from now on, or ends that.
+    pub fn narrow(&mut self, largest: Option<u64>) {
+        self.largest = largest;
+    }
+
+    /// Whether a packet that leaves the queue at `left_at` is larger than what passes then.
+    fn is_too_large(&self, bytes: u64) -> bool {
+        let narrows = self.spec.narrows.iter();
+        let now = narrows.filter(|narrow| (narrow.from..narrow.to).contains(&self.left_at));
+        let mut limits = now
+            .map(|narrow| narrow.largest)
+            .chain(self.spec.largest)
+            .chain(self.largest);
+        limits.any(|largest| bytes > largest)
     }
 
     /// Whether what leaves the queue at `at` gets lost in silence.

@@ -20,7 +20,7 @@ mod wire;
 
 pub use direction::{Cause, Counters, Direction, Fate};
 pub use spec::{
-    Action, Burst, DelayStep, DirectionSpec, Family, Jitter, LinkEvent, LinkSpec, Loss, Queue, Rate, RateStep,
+    Action, Burst, DelayStep, DirectionSpec, Family, Jitter, LinkEvent, LinkSpec, Loss, Narrow, Queue, Rate, RateStep,
     SpecError, Window,
 };
 pub use trace::{Lte, Trace, TraceError};

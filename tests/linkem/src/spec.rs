@@ -66,6 +66,8 @@ pub struct DirectionSpec {
     pub blackouts: Vec<Window>,
     /// Packets of more bytes than this disappear without a sign, as in an MTU black hole.
     pub largest: Option<u64>,
+    /// When that is so for a time.
+    pub narrows: Vec<Narrow>,
 }
 
 impl DirectionSpec {
@@ -84,6 +86,9 @@ impl DirectionSpec {
         }
         if self.blackouts.iter().any(|window| window.from >= window.to) {
             return Err(SpecError::Order("blackouts"));
+        }
+        if self.narrows.iter().any(|narrow| narrow.from >= narrow.to) {
+            return Err(SpecError::Order("narrows"));
         }
         match (&self.queue, &self.rate) {
             (Queue::Time(_), Rate::Unlimited) => Err(SpecError::QueueWithoutRate),
@@ -310,6 +315,20 @@ pub struct Window {
     pub to: u64,
 }
 
+/// From `from` on, until just before `to`, packets of more than `largest` bytes disappear.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Narrow {
+    /// Nanoseconds since the scenario began.
+    #[serde(deserialize_with = "units::de_duration")]
+    pub from: u64,
+    /// Nanoseconds since the scenario began.
+    #[serde(deserialize_with = "units::de_duration")]
+    pub to: u64,
+    /// Bytes.
+    pub largest: u64,
+}
+
 /// Both ways of one link, and what happens to it.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
@@ -390,6 +409,8 @@ pub enum Action {
     BlackHoleUp,
     /// What the edge should receive disappears.
     BlackHoleDown,
+    /// What has more bytes than this disappears, both ways: an MTU black hole.
+    Largest(u64),
     /// The end of a black hole of any kind.
     Restore,
     /// The edge's device goes down: the edge is told.
@@ -425,6 +446,7 @@ impl LinkSpec {
         let way = |spec: &DirectionSpec, number: u64, closes: fn(Action) -> bool| {
             let mut spec = spec.clone();
             spec.blackouts.extend(self.silences(closes));
+            spec.narrows.extend(self.narrows());
             Direction::new(&spec, derive(seed, number))
         };
         (
@@ -435,6 +457,31 @@ impl LinkSpec {
                 matches!(action, Action::BlackHole | Action::BlackHoleDown)
             }),
         )
+    }
+
+    /// When only small packets pass, by the events.
+    fn narrows(&self) -> Vec<Narrow> {
+        let mut narrows = Vec::new();
+        let mut open: Option<(u64, u64)> = None;
+        let end = [LinkEvent {
+            at: u64::MAX,
+            action: Action::Restore,
+        }];
+        for event in self.events.iter().chain(&end) {
+            let next = match event.action {
+                Action::Largest(largest) => Some((event.at, largest)),
+                Action::Restore => None,
+                _ => continue,
+            };
+            let closed = std::mem::replace(&mut open, next);
+            narrows.extend(closed.map(|(from, largest)| Narrow {
+                from,
+                to: event.at,
+                largest,
+            }));
+        }
+        narrows.retain(|narrow| narrow.from < narrow.to);
+        narrows
     }
 
     /// When nothing passes, by the events: black holes that `closes` names, and the device being down.

@@ -148,6 +148,22 @@ fn what_happens_to_a_link_happens_to_the_ways_it_names() {
 }
 
 #[test]
+fn an_mtu_black_hole_among_the_events_takes_large_packets_both_ways_while_it_lasts() {
+    let link: LinkSpec = serde_json::from_str(
+        r#"{"name": "lte", "events": [{"at": "1s", "action": {"largest": 1280}}, {"at": "3s", "action": {"largest": 1000}},
+            {"at": "4s", "action": "restore"}]}"#,
+    )
+    .unwrap();
+    let (up, down) = link.directions(1);
+    for mut way in [up, down] {
+        let mut dropped = |second: u64, bytes| way.offer(second * SECOND, bytes) == Fate::Drop(Cause::Size);
+        let took = [(0, 1281), (1, 1280), (2, 1281), (3, 1001), (4, 1281)].map(|(at, bytes)| dropped(at, bytes));
+        assert_eq!(took, [false, false, true, true, false]);
+        assert_eq!(way.stats().dropped(), 2);
+    }
+}
+
+#[test]
 fn a_shorter_delay_keeps_the_order_and_a_longer_one_applies_at_once() {
     let delays = vec![
         DelayStep {

@@ -283,6 +283,28 @@ fn black_holes_swallow_what_they_name_and_end() {
 }
 
 #[test]
+fn an_mtu_black_hole_swallows_large_packets_both_ways_until_it_ends() {
+    let mut run = Run::start("links: [{name: a}]\n");
+    let (hub, a) = (run.hub_socket(), run.edge_socket("a"));
+    a.send_to(&[0; 1400], HUB).unwrap();
+    let (_, public) = receive(&hub);
+    run.tell("largest a 1280");
+    a.send_to(&[1; 1253], HUB).unwrap();
+    a.send_to(&[2; 1252], HUB).unwrap();
+    assert_eq!(receive(&hub).0, [2; 1252], "headers have 28 bytes");
+    hub.send_to(&[3; 1253], public).unwrap();
+    hub.send_to(&[4; 1252], public).unwrap();
+    assert_eq!(receive(&a).0, [4; 1252]);
+    for way in ["up", "down"] {
+        assert_eq!(run.way("a", way)["droppedSize"], 1);
+    }
+    run.tell("restore a");
+    a.send_to(&[5; 1400], HUB).unwrap();
+    assert_eq!(receive(&hub).0, [5; 1400]);
+    run.end();
+}
+
+#[test]
 fn a_device_that_is_down_loses_its_routes_and_gets_them_back() {
     let mut run = Run::start(
         "edge: {sourceRules: true}\nlinks: [{name: a}, {name: b, family: both, events: [{at: 0, action: down}]}]\n",

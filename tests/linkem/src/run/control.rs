@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! blackHole LINK | blackHoleUp LINK | blackHoleDown LINK | restore LINK | down LINK | up LINK
-//! rebind LINK | readdress LINK
+//! rebind LINK | readdress LINK | largest LINK BYTES
 //! report      what happened so far, as JSON
 //! stop        ends it
 //! ```
@@ -10,6 +10,7 @@
 use std::io::{self, BufRead, Read as _, Write};
 
 use anyhow::Result;
+use serde_json::{Value, json};
 
 use super::Emulation;
 use crate::Action;
@@ -59,11 +60,18 @@ fn parse(line: &str) -> Result<Command<'_>, String> {
         ["report"] => Ok(Command::Report),
         ["stop"] => Ok(Command::Stop),
         // The same words as in a scenario's events.
-        [action, link] => serde_json::from_value(action.into())
-            .map(|action| Command::Apply(action, link))
-            .map_err(|error| error.to_string()),
+        [action, link] => apply(action.into(), link),
+        [action, link, number] => {
+            let number: u64 = number.parse().map_err(|error| format!("{number}: {error}"))?;
+            apply(json!({ action: number }), link)
+        }
         _ => Err("a command is 'report', 'stop', or an action and a link".into()),
     }
+}
+
+fn apply(action: Value, link: &str) -> Result<Command<'_>, String> {
+    let action = serde_json::from_value(action).map_err(|error| error.to_string())?;
+    Ok(Command::Apply(action, link))
 }
 
 #[cfg(test)]
@@ -78,6 +86,10 @@ mod tests {
             parse("blackHoleUp lte\n"),
             Ok(Command::Apply(Action::BlackHoleUp, "lte"))
         );
+        let narrow = Command::Apply(Action::Largest(1280), "lte");
+        assert_eq!(parse("largest lte 1280"), Ok(narrow));
+        assert!(parse("largest lte few").unwrap_err().starts_with("few: "));
+        assert!(parse("largest lte").is_err() && parse("rebind lte 7").is_err());
         assert!(parse("explode lte").unwrap_err().contains("blackHoleUp"));
         assert!(parse("down").unwrap_err().contains("an action and a link"));
     }

@@ -17,6 +17,7 @@ use crate::Action;
 struct State {
     hole_up: bool,
     hole_down: bool,
+    largest: Option<u64>,
     down: bool,
     rebinds: u32,
     addresses: u32,
@@ -182,7 +183,8 @@ impl Inner {
             Action::BlackHole => (state.hole_up, state.hole_down) = (true, true),
             Action::BlackHoleUp => state.hole_up = true,
             Action::BlackHoleDown => state.hole_down = true,
-            Action::Restore => (state.hole_up, state.hole_down) = (false, false),
+            Action::Largest(largest) => state.largest = Some(largest),
+            Action::Restore => (state.hole_up, state.hole_down, state.largest) = (false, false, None),
             Action::Down => {
                 state.down = true;
                 self.topology.lower(at)?;
@@ -193,20 +195,12 @@ impl Inner {
             }
             Action::Rebind | Action::Readdress => self.change(at, action, state)?,
         }
-        let State {
-            hole_up,
-            hole_down,
-            down,
-            ..
-        } = *state;
-        self.handle.tell(Order::Silence {
-            way: 2 * at,
-            silent: hole_up || down,
-        })?;
-        self.handle.tell(Order::Silence {
-            way: 2 * at + 1,
-            silent: hole_down || down,
-        })?;
+        for (way, hole) in [(2 * at, state.hole_up), (2 * at + 1, state.hole_down)] {
+            let silent = hole || state.down;
+            self.handle.tell(Order::Silence { way, silent })?;
+            let largest = state.largest;
+            self.handle.tell(Order::Narrow { way, largest })?;
+        }
         // The orders are obeyed when a later one is answered: what is done after this call meets the new state.
         self.handle.report().map(drop)
     }
@@ -232,7 +226,9 @@ impl Inner {
                 let mut states = lock(&self.states);
                 self.change(at, action, states.get_mut(at).context("no such link")?)
             }
-            Action::BlackHole | Action::BlackHoleUp | Action::BlackHoleDown | Action::Restore => Ok(()),
+            Action::BlackHole | Action::BlackHoleUp | Action::BlackHoleDown | Action::Largest(_) | Action::Restore => {
+                Ok(())
+            }
         }
     }
 

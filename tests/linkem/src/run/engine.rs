@@ -34,6 +34,8 @@ const ORDERS: usize = 64;
 pub(crate) enum Order {
     /// Way 2 × link (up) or 2 × link + 1 (down) is silent, or no longer.
     Silence { way: usize, silent: bool },
+    /// The same way lets no larger packets pass, or all again.
+    Narrow { way: usize, largest: Option<u64> },
     /// What happened so far.
     Report(SyncSender<Report>),
     /// Ends the thread.
@@ -290,6 +292,11 @@ impl Engine {
                 Order::Silence { way, silent } => {
                     if let Some(way) = self.ways.get_mut(way) {
                         way.wire.direction().silence(now, silent);
+                    }
+                }
+                Order::Narrow { way, largest } => {
+                    if let Some(way) = self.ways.get_mut(way) {
+                        way.wire.direction().narrow(largest);
                     }
                 }
                 // Whoever asked may be gone.

@@ -15,6 +15,18 @@ use super::wireguard;
 /// Until TCP has opened its window, seconds.
 const RAMP: f64 = 1.0;
 
+/// Above this share of CPU time before a run begins, others' work would be counted as its own.
+const BUSY: f64 = 0.1;
+
+/// Why what is measured now would not count, if so.
+fn is_busy() -> Result<Option<String>> {
+    let (before, from) = (busy()?, now());
+    wait_until(after(1.0));
+    let seconds = Window { from, to: now() }.seconds();
+    let share = (busy()? - before) / seconds / std::thread::available_parallelism()?.get() as f64;
+    Ok((share > BUSY).then(|| format!("{:.0} % of the CPU time were others' before it began", share * 100.0)))
+}
+
 /// Gbit/s, and core-s/Gbit of the whole machine, on which nothing else runs: what the kernel does for others' packets is nobody's time.
 fn speed_of(run: &mut Run, seconds: f64) -> Result<(f64, f64)> {
     let (begun, until) = (now(), after(RAMP + seconds));
@@ -79,8 +91,9 @@ pub(crate) fn speed(plan: &Plan, figures: &mut Figures) -> Result<()> {
         ),
     }
     for (contender, what) in contenders {
-        let mut runs = Vec::new();
+        let (mut runs, mut invalid) = (Vec::new(), Vec::new());
         for _ in 0..plan.repetitions(contender) {
+            invalid.extend(is_busy()?);
             let measured = measure((Place::Cable, contender), 1, |run| speed_of(run, plan.cable_seconds))?;
             runs.push(measured.value);
         }
@@ -88,7 +101,7 @@ pub(crate) fn speed(plan: &Plan, figures: &mut Figures) -> Result<()> {
             Contender::Quinn { congestion, .. } => format!("quinn {congestion}"),
             other => other.name(),
         };
-        let figure = |what: &str, unit| Figure::new("S8", "a cable", name.clone(), what, unit);
+        let figure = |what: &str, unit| Figure::new("S8", "a cable", name.clone(), what, unit).invalid(invalid.clone());
         let ours = |target| contender.is_kedge().then_some(target);
         let rates = figure(what, "Gbit/s")
             .more()

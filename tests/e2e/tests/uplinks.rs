@@ -436,6 +436,11 @@ fn a_modem_is_used_when_it_is_plugged_in_and_carries_on_alone() {
         let out = hub.kubectl.run(&["exec", "web", "--", "sh", "-c", &script]);
         assert_eq!(out.unwrap_or_else(|e| panic!("{e}\n{}", tails())).len(), count as usize);
     };
+    // Without a rate either of them carries all that the CPU gives.
+    for device in ["eth0", "wwan0"] {
+        let rate = "root tbf rate 100mbit burst 64kb latency 50ms";
+        on_robot(&edge, &format!("tc qdisc add dev {device} {rate}"));
+    }
     let before = ["eth0", "wwan0"].map(|device| sent(&edge, device));
     produce(30_000_000);
     for (device, before) in ["eth0", "wwan0"].into_iter().zip(before) {

@@ -232,41 +232,50 @@ impl Pair<'_> {
             let [ours, theirs] = read(self);
             agree(whose, &ours, &theirs)
         });
-        self.note(agreed);
+        self.note(whose, agreed);
     }
 
-    /// The same for what goes on changing: one has said what the other says now.
-    fn compare_over_time(&mut self, whose: &str, read: impl Fn(&Self) -> [Flat; 2]) {
-        let mut said: [Vec<Flat>; 2] = Default::default();
+    /// The same for what goes on changing, from `first` on: one has said what the other has said.
+    fn compare_over_time(&mut self, whose: &str, first: [Flat; 2], read: impl Fn(&Self) -> [Flat; 2]) {
+        let mut said = first.map(|first| vec![first]);
         let agreed = wait_for(whose, AGREE, || {
+            let pairs = said[0]
+                .iter()
+                .flat_map(|ours| said[1].iter().map(move |theirs| (ours, theirs)));
+            let mut judged = pairs.map(|(ours, theirs)| agree(whose, ours, theirs));
+            if let Some(done) = judged.find(|state| matches!(state, State::Done(_))) {
+                return done;
+            }
             let now = read(self);
-            for (said, now) in said.iter_mut().zip(&now) {
-                if !said.contains(now) {
-                    said.push(now.clone());
+            let judged = agree(whose, &now[0], &now[1]);
+            for (said, now) in said.iter_mut().zip(now) {
+                if !said.contains(&now) {
+                    said.push(now);
                 }
             }
-            let ours = said[0].iter().map(|ours| agree(whose, ours, &now[1]));
-            let theirs = said[1].iter().map(|theirs| agree(whose, &now[0], theirs));
-            let done = ours.chain(theirs).find(|state| matches!(state, State::Done(_)));
-            done.unwrap_or_else(|| agree(whose, &now[0], &now[1]))
+            judged
         });
-        self.note(agreed);
+        self.note(whose, agreed);
     }
 
-    fn note<E: std::fmt::Display>(&mut self, agreed: Result<(BTreeSet<usize>, Duration), E>) {
+    fn note<E: std::fmt::Display>(&mut self, whose: &str, agreed: Result<(BTreeSet<usize>, Duration), E>) {
         match agreed {
-            Ok((used, _)) => self.used.extend(used),
+            Ok((used, took)) => {
+                println!("{whose}: {took:?}");
+                self.used.extend(used);
+            }
             Err(error) => self.found.push(error.to_string()),
         }
     }
 
     fn compare_pod(&mut self, Case(name, _, rest): &Case) {
-        for (namespace, _) in SIDES {
+        let at_rest = SIDES.map(|(namespace, _)| {
             let pod = ["pod", name, "-n", namespace];
             let settled = self.hub.kubectl.wait(&pod, START, |p| rest.reached(p));
-            settled.unwrap_or_else(|e| panic!("{namespace}/{name}: {e}\n{}", (self.tail)()));
-        }
-        self.compare_over_time(name, |pair| {
+            let (pod, _) = settled.unwrap_or_else(|e| panic!("{namespace}/{name}: {e}\n{}", (self.tail)()));
+            flat(&pod["status"], &pod)
+        });
+        self.compare_over_time(name, at_rest, |pair| {
             SIDES.map(|(namespace, _)| {
                 let pod = pair.hub.kubectl.get(&["pod", name, "-n", namespace]);
                 let pod = pod.expect("get").expect("it is there");

@@ -7,7 +7,7 @@ mod ends;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use kit::hub::Above;
 use kit::kubectl::is_true;
@@ -25,6 +25,8 @@ const START: Duration = Duration::from_secs(150);
 /// What is told late: events, and a state between two of kubelet's looks. A pod that crashes again and again is waiting in kubelet's words only
 /// after a look that may be a minute and a half away.
 const AGREE: Duration = Duration::from_secs(240);
+/// How long a pod may take before it is changed, so that it is looked at.
+const NUDGE: Duration = Duration::from_secs(8);
 /// The namespaces of the pods on edgecore and on kubelet.
 const SIDES: [(&str, &str); 2] = [("ours", "robot-1"), ("theirs", "reference")];
 
@@ -268,11 +270,29 @@ impl Pair<'_> {
         }
     }
 
+    /// The pod when it has come to rest. Of a container that waits, kubelet tells only with its next look at the pod, which may be a minute and a
+    /// half away, and by then it has been started again; so the pod is changed now and then, which makes both look.
+    fn at_rest(&self, (namespace, name): (&str, &str), rest: Rest) -> Value {
+        let (pod, since) = (["pod", name, "-n", namespace], Instant::now());
+        for nudge in 0.. {
+            match self.hub.kubectl.wait(&pod, NUDGE, |p| rest.reached(p)) {
+                Ok((pod, _)) => return pod,
+                Err(error) if since.elapsed() > START => panic!("{namespace}/{name}: {error}\n{}", (self.tail)()),
+                Err(_) => {}
+            }
+            let mark = format!("nudged={nudge}");
+            let nudged = self
+                .hub
+                .kubectl
+                .run(&["annotate", "--overwrite", "pod", name, "-n", namespace, &mark]);
+            nudged.unwrap_or_else(|e| panic!("{namespace}/{name}: {e}"));
+        }
+        unreachable!("the loop ends with the pod or with START")
+    }
+
     fn compare_pod(&mut self, Case(name, _, rest): &Case) {
         let at_rest = SIDES.map(|(namespace, _)| {
-            let pod = ["pod", name, "-n", namespace];
-            let settled = self.hub.kubectl.wait(&pod, START, |p| rest.reached(p));
-            let (pod, _) = settled.unwrap_or_else(|e| panic!("{namespace}/{name}: {e}\n{}", (self.tail)()));
+            let pod = self.at_rest((namespace, name), *rest);
             flat(&pod["status"], &pod)
         });
         self.compare_over_time(name, at_rest, |pair| {

@@ -223,28 +223,22 @@ impl Hub {
 
     /// Cuts the node's session at once. Make [`Admission`] refuse the node first, else it comes back.
     pub fn revoke(&self, node: &str) -> bool {
-        let session = self.shared.table().live.remove(node);
-        match session {
-            Some(session) => {
-                session.close(CloseReason::Revoked, true);
-                tracing::info!(node, "cut the session of a revoked node");
-                true
-            }
-            None => false,
-        }
+        self.cut(node, CloseReason::Revoked)
     }
 
     /// Sends a node's session elsewhere: its edge dials these addresses before those of its configuration. False when it has no session.
     pub fn redirect(&self, node: &str, to: &HubAddresses) -> bool {
-        let session = self.shared.table().live.remove(node);
-        match session {
-            Some(session) => {
-                session.close(CloseReason::Redirected { to: to.clone() }, true);
-                tracing::info!(node, %to, "redirected a session");
-                true
-            }
-            None => false,
-        }
+        self.cut(node, CloseReason::Redirected { to: to.clone() })
+    }
+
+    /// False when the node has no session.
+    fn cut(&self, node: &str, reason: CloseReason) -> bool {
+        let Some(session) = self.shared.table().live.remove(node) else {
+            return false;
+        };
+        tracing::info!(node, %reason, "cut a session");
+        session.close(reason, true);
+        true
     }
 
     /// Says goodbye to all edges and waits until the last packets are out, at most a second.

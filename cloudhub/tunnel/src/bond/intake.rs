@@ -37,7 +37,7 @@ impl Bond {
         self.advance(now);
         let class = self.judge(&packet)?;
         let barred = self.barred();
-        if self.is_unroutable(class, barred) {
+        if self.drops_unroutable(class, barred) {
             return Ok(());
         }
         let full = self.queued(barred, Priority::Bulk) >= self.depth(QUEUE_TIME, MIN_QUEUE);
@@ -55,7 +55,7 @@ impl Bond {
         self.advance(now);
         let class = self.judge(&packet)?;
         let barred = self.barred();
-        if self.is_unroutable(class, barred) {
+        if self.drops_unroutable(class, barred) {
             return Ok(());
         }
         let quiet = !self.datagrams.flows.is_waiting(&class.key);
@@ -80,7 +80,7 @@ impl Bond {
     }
 
     /// As a router without a route: others must not wait behind what nobody may carry. Counted as expired.
-    fn is_unroutable(&mut self, class: Class, barred: [bool; 4]) -> bool {
+    fn drops_unroutable(&mut self, class: Class, barred: [bool; 4]) -> bool {
         let drops = barred[class.priority.index()] && self.datagrams.flows.bytes(class.priority) >= MIN_QUEUE / 2;
         self.datagrams.expired += u64::from(drops);
         drops

@@ -330,11 +330,7 @@ impl Outbox {
             }
             self.active_bytes -= outgoing.payload.len() + PARTIAL_COST;
             self.wanting[outgoing.priority.index()].remove(&id);
-            self.active.remove(&id);
-            if self.active.is_empty() {
-                // Idle sessions keep no leaf of the tree.
-                self.active = BTreeMap::new();
-            }
+            remove(&mut self.active, id);
         } else {
             self.note(id);
         }
@@ -398,6 +394,15 @@ impl Outbox {
     pub(crate) fn timeout(&self) -> Option<Duration> {
         self.dues.first().map(|(due, _)| *due)
     }
+}
+
+/// Removes a message; the last one takes the tree's leaf with it, so that idle sessions keep none.
+fn remove<V>(messages: &mut BTreeMap<u64, V>, id: u64) -> Option<V> {
+    let message = messages.remove(&id);
+    if messages.is_empty() {
+        *messages = BTreeMap::new();
+    }
+    message
 }
 
 /// One more copy, over any path: what is flying may still arrive.
@@ -493,11 +498,8 @@ impl Inbox {
     }
 
     fn complete(&mut self, id: u64, priority: Priority, message: Bytes) {
-        if self.partial.remove(&id).is_some() {
+        if remove(&mut self.partial, id).is_some() {
             self.partial_bytes -= message.len() + PARTIAL_COST;
-            if self.partial.is_empty() {
-                self.partial = BTreeMap::new();
-            }
         }
         self.seen.insert(id);
         if self.ready_bytes >= MAX_READY && !self.faults.memory_unbounded {

@@ -24,10 +24,12 @@ const MAX_HEADERS: usize = V6 + 60;
 /// As a checksum it means what zero means, and cutting writes zero.
 const OTHER_ZERO: u16 = 0xffff;
 
-/// What the kernel takes joined.
+/// What the kernel takes joined, and gives so.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Joins {
+    /// Super-packets of TCP; checksums are the reader's to complete then.
     pub(crate) tcp: bool,
+    /// Super-packets of UDP datagrams.
     pub(crate) udp: bool,
 }
 

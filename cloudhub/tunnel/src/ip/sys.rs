@@ -12,6 +12,8 @@ use nix::libc;
 use socket2::{Domain, Socket, Type};
 use tokio::io::unix::AsyncFd;
 
+use super::coalesce::Joins;
+
 nix::ioctl_write_ptr_bad!(
     /// Makes or takes the device that the request names.
     set_interface,
@@ -39,15 +41,6 @@ const TCP: libc::c_int = 0x01 | 0x02 | 0x04 | 0x08;
 /// UDP datagrams over IPv4 and IPv6, since Linux 6.2.
 const UDP: libc::c_int = 0x20 | 0x40;
 
-/// What a device does for us.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Offload {
-    /// Super-packets of TCP, and checksums.
-    pub(super) tcp: bool,
-    /// Super-packets of UDP datagrams.
-    pub(super) udp: bool,
-}
-
 fn request(name: &str) -> io::Result<libc::ifreq> {
     // SAFETY: ifreq is plain data, and all zeros is a value of it.
     let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
@@ -62,7 +55,7 @@ fn request(name: &str) -> io::Result<libc::ifreq> {
 
 /// Makes TUN device `name` in the calling thread's network namespace, whose file brings a virtio_net_hdr before each packet and never blocks.
 /// It is gone when the file is closed.
-pub(super) fn open(name: &str) -> io::Result<(OwnedFd, Offload)> {
+pub(super) fn open(name: &str) -> io::Result<(OwnedFd, Joins)> {
     let file = File::options().read(true).write(true).open("/dev/net/tun")?;
     let mut request = request(name)?;
     let flags = libc::IFF_TUN | libc::IFF_NO_PI | libc::IFF_VNET_HDR;
@@ -77,13 +70,13 @@ pub(super) fn open(name: &str) -> io::Result<(OwnedFd, Offload)> {
         unsafe { set_offload(file.as_raw_fd(), offload) }.is_ok()
     };
     let udp = set(TCP | UDP);
-    let offload = Offload {
+    let joins = Joins {
         udp,
         tcp: udp || set(TCP),
     };
     let fd = OwnedFd::from(file);
     nix::fcntl::fcntl(&fd, nix::fcntl::FcntlArg::F_SETFL(nix::fcntl::OFlag::O_NONBLOCK))?;
-    Ok((fd, offload))
+    Ok((fd, joins))
 }
 
 /// Lets tokio tell when the file can be read.

@@ -126,17 +126,14 @@ impl Tun {
             return Err(TunError::Mtu { mtu });
         }
         let open = || {
-            let (file, offload) = sys::open(&name)?;
+            let (file, joins) = sys::open(&name)?;
             sys::configure(&name, mtu, queue)?;
-            Ok((sys::watch(file)?, offload))
+            Ok((sys::watch(file)?, joins))
         };
         match open() {
-            Ok((file, offload)) => Ok(Self {
+            Ok((file, joins)) => Ok(Self {
                 mtu,
-                joins: Joins {
-                    tcp: offload.tcp,
-                    udp: offload.udp,
-                },
+                joins,
                 file,
                 buffer: Mutex::new(vec![0; READ]),
                 counters: Counters::default(),

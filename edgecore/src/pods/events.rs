@@ -26,8 +26,8 @@ const MAX_SEEN: usize = 512;
 /// client-go's EventSourceObjectSpamFilter.
 const BURST: u32 = 25;
 const REFILL: Duration = Duration::from_secs(300);
-/// Events within this time share a write: each write is an fsync.
-const GATHER: Duration = Duration::from_millis(200);
+/// Events within this time share a write: each write is an fsync, and while pods start, their statuses have more need of the CPU.
+const GATHER: Duration = Duration::from_secs(1);
 /// The API's limit of an event's message.
 const MAX_MESSAGE: usize = 1024;
 

@@ -5,7 +5,17 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio::sync::oneshot;
 
-/// Permits for starting, given by priority, then by age. Clone = handle.
+/// What is to be started. Of pods of one priority, those that have begun are finished first, so that they run one after another and not
+/// all at the end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Stage {
+    /// A pod's sandbox.
+    Sandbox,
+    /// A container in one.
+    Container,
+}
+
+/// Permits for starting, given by priority, then stage, then age. Clone = handle.
 #[derive(Debug, Clone)]
 pub struct Gate(Arc<Mutex<State>>);
 
@@ -19,6 +29,7 @@ struct State {
 #[derive(Debug)]
 struct Waiter {
     priority: i64,
+    stage: Stage,
     sequence: u64,
     grant: oneshot::Sender<Permit>,
 }
@@ -36,7 +47,8 @@ impl PartialOrd for Waiter {
 }
 impl Ord for Waiter {
     fn cmp(&self, other: &Self) -> std::cmp::Ordering {
-        (self.priority, std::cmp::Reverse(self.sequence)).cmp(&(other.priority, std::cmp::Reverse(other.sequence)))
+        let rank = |waiter: &Self| (waiter.priority, waiter.stage, std::cmp::Reverse(waiter.sequence));
+        rank(self).cmp(&rank(other))
     }
 }
 
@@ -55,7 +67,7 @@ impl Gate {
     }
 
     /// Waits for a permit. Cancel safe.
-    pub async fn enter(&self, priority: i64) -> Permit {
+    pub async fn enter(&self, priority: i64, stage: Stage) -> Permit {
         let granted = {
             let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
             if state.free > 0 {
@@ -67,6 +79,7 @@ impl Gate {
             let (grant, granted) = oneshot::channel();
             state.queue.push(Waiter {
                 priority,
+                stage,
                 sequence,
                 grant,
             });
@@ -109,29 +122,31 @@ mod tests {
 
     #[tokio::test]
     async fn lets_few_in_by_priority_and_survives_waiters_that_give_up() {
+        use Stage::{Container, Sandbox};
         let gate = Gate::new(1);
-        let first = gate.enter(0).await;
+        let first = gate.enter(0, Sandbox).await;
         let order = Arc::new(Mutex::new(Vec::new()));
         let inside = Arc::new(AtomicUsize::new(0));
         let mut tasks = tokio::task::JoinSet::new();
-        for priority in [1, 5, 3] {
+        for asked in [(1, Sandbox), (3, Sandbox), (5, Sandbox), (3, Container)] {
             let (gate, order, inside) = (gate.clone(), order.clone(), inside.clone());
             tasks.spawn(async move {
-                let _permit = gate.enter(priority).await;
+                let _permit = gate.enter(asked.0, asked.1).await;
                 assert_eq!(inside.fetch_add(1, Ordering::SeqCst), 0);
-                order.lock().expect("lock").push(priority);
+                order.lock().expect("lock").push(asked);
                 tokio::task::yield_now().await;
                 inside.fetch_sub(1, Ordering::SeqCst);
             });
         }
-        let abandoned = gate.enter(9);
+        let abandoned = gate.enter(9, Container);
         assert!(futures::poll!(std::pin::pin!(abandoned)).is_pending());
         tokio::task::yield_now().await;
         drop(first);
         while let Some(done) = tasks.join_next().await {
             done.expect("task");
         }
-        assert_eq!(*order.lock().expect("lock"), [5, 3, 1]);
-        let _again = gate.enter(0).await;
+        let inside = [(5, Sandbox), (3, Container), (3, Sandbox), (1, Sandbox)];
+        assert_eq!(*order.lock().expect("lock"), inside);
+        let _again = gate.enter(0, Sandbox).await;
     }
 }

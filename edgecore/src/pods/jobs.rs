@@ -13,6 +13,7 @@ use super::api::{Container, Pod};
 use super::env::{self, Facts};
 use super::events::Severity;
 use super::files::{self, PodDir};
+use super::gate::Stage;
 use super::images;
 use super::memory::Waiting;
 use super::observed::Observed;
@@ -49,6 +50,13 @@ pub enum Outcome {
     Killed(String),
     /// The pod is cleaned up, or why not.
     Finished(bool, Result<(), String>),
+}
+
+impl Outcome {
+    /// Whether the runtime may look different now. Reading it costs four calls.
+    pub fn concerns_runtime(&self) -> bool {
+        !matches!(self, Self::Volumes(_) | Self::Refreshed(_) | Self::Image(..))
+    }
 }
 
 /// Where a pod's files are.
@@ -153,7 +161,7 @@ pub async fn run_sandbox(shared: Arc<Shared>, pod: Arc<Pod>, observed: Observed,
 }
 
 async fn try_sandbox(shared: &Shared, pod: &Pod, observed: &Observed, attempt: u32) -> Result<(), String> {
-    let _permit = shared.gate.enter(pod.spec.priority.unwrap_or(0)).await;
+    let _permit = shared.gate.enter(pod.spec.priority.unwrap_or(0), Stage::Sandbox).await;
     for id in observed.sandbox_ids() {
         shared.runtime.stop_sandbox(id).await.map_err(|e| e.message)?;
     }
@@ -196,7 +204,10 @@ pub async fn image(shared: Arc<Shared>, pod: Arc<Pod>, name: String) -> Outcome 
 /// Makes and starts a container.
 pub async fn start(shared: Arc<Shared>, pod: Arc<Pod>, observed: Observed, start: Start) -> Outcome {
     let name = start.name.clone();
-    let _permit = shared.gate.enter(pod.spec.priority.unwrap_or(0)).await;
+    let _permit = shared
+        .gate
+        .enter(pod.spec.priority.unwrap_or(0), Stage::Container)
+        .await;
     let Some(container) = pod.container(&name) else {
         return Outcome::NotStarted(name, Waiting::default());
     };

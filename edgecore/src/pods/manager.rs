@@ -169,6 +169,7 @@ impl PodManager {
             }
         }
         self.workers.shutdown().await;
+        self.shared.recorder.flush().await;
     }
 
     /// Reads the pods of the store and tells the workers what changed.

@@ -37,6 +37,10 @@ const LOOK_AGAIN: [Duration; 3] = [
     Duration::from_millis(300),
     Duration::from_millis(1500),
 ];
+/// The same after a start of ours. An exit that is told before the first look knows the container's id is heard by nobody.
+const LOOK_AFTER_START: Duration = Duration::from_millis(300);
+/// How long a status waits for the container that is being started: most start within it, and then one says what two would.
+const HOLD: Duration = Duration::from_millis(300);
 /// How soon a runtime that does not answer is asked again.
 const RUNTIME_RETRY: Duration = Duration::from_secs(2);
 
@@ -61,6 +65,8 @@ pub struct Worker {
     raw: Bytes,
     memory: Memory,
     observed: Observed,
+    /// The last look at the runtime failed.
+    unread: bool,
     jobs: JoinSet<Outcome>,
     pulls: Vec<AbortHandle>,
     probes: Probes,
@@ -69,6 +75,8 @@ pub struct Worker {
     judged: bool,
     told: BTreeMap<String, Duration>,
     published: Option<PodStatus>,
+    /// Until when the status waits.
+    hold: Option<Duration>,
     shown: bool,
     gone: bool,
     look_again: Vec<Duration>,
@@ -97,6 +105,7 @@ impl Worker {
             raw,
             memory: Memory::default(),
             observed: Observed::default(),
+            unread: false,
             jobs: JoinSet::new(),
             pulls: Vec::new(),
             probes: Probes::default(),
@@ -105,6 +114,7 @@ impl Worker {
             judged: false,
             told: BTreeMap::new(),
             published: None,
+            hold: None,
             shown: false,
             gone: false,
             look_again: Vec::new(),
@@ -120,9 +130,10 @@ impl Worker {
         let mut objects = self.shared.objects_changed.clone();
         // What changed before is seen by the first look.
         objects.borrow_and_update();
+        let mut look = true;
         loop {
             self.take_desired();
-            let wake = match self.step().await {
+            let wake = match self.step(look).await {
                 Ok(wake) => wake,
                 Err(error) => {
                     tracing::debug!(pod = self.pod.full_name(), %error, "the runtime cannot be read");
@@ -150,6 +161,7 @@ impl Worker {
                 () = tokio::time::sleep(pause) => News::Look,
             };
             self.memory.probes = verdicts.borrow_and_update().clone();
+            look = !matches!(&news, News::Job(outcome) if !outcome.concerns_runtime());
             self.take(news);
         }
     }
@@ -218,9 +230,14 @@ impl Worker {
         self.raw = desired.raw;
     }
 
-    async fn step(&mut self) -> cri::Result<Option<Duration>> {
-        let uid = self.pod.metadata.uid.clone();
-        self.observed = Observed::read(&*self.shared.runtime, &uid, &self.observed).await?;
+    /// `look`: at the runtime first. What only the node's own files told leaves it as it was.
+    async fn step(&mut self, look: bool) -> cri::Result<Option<Duration>> {
+        if look || self.unread {
+            let uid = self.pod.metadata.uid.clone();
+            self.unread = true;
+            self.observed = Observed::read(&*self.shared.runtime, &uid, &self.observed).await?;
+            self.unread = false;
+        }
         let now = (self.shared.clock)();
         self.memory.note(&self.observed, now);
         self.learn_ids();
@@ -257,11 +274,19 @@ impl Worker {
         }
         self.keep_volumes(ending, now);
         self.keep_probes(ending, now);
-        self.publish(now).await;
+        self.hold = self
+            .hold
+            .filter(|&until| self.memory.busy && !ending && until > now.boottime);
+        if self.hold.is_none() || self.published.is_none() {
+            self.publish(now).await;
+        }
         // What stands in the way of a refresh ends with news of its own.
         let can_refresh = !ending && !self.refreshing && !self.memory.busy && self.memory.volumes == Step::Done;
         let due = self.volumes_due.map(|at| now.boottime + at.saturating_sub(now.wall));
-        Ok([wake, due.filter(|_| can_refresh)].into_iter().flatten().min())
+        Ok([wake, due.filter(|_| can_refresh), self.hold]
+            .into_iter()
+            .flatten()
+            .min())
     }
 
     /// Tells which pod an id belongs to, for hints.
@@ -403,6 +428,7 @@ impl Worker {
             }
             Action::Start(start) => {
                 self.memory.busy = true;
+                self.hold.get_or_insert(now.boottime + HOLD);
                 if let Some(over) = &start.after {
                     self.memory.prolong_backoff(&start.name, over, now);
                 }
@@ -511,7 +537,8 @@ impl Worker {
 
     fn started(&mut self, name: &str, id: String, image_ref: &str) {
         self.memory.busy = false;
-        self.look_again();
+        self.look_again.push((self.shared.clock)().boottime + LOOK_AFTER_START);
+        self.look_again.sort_unstable();
         self.memory.failures.remove(name);
         self.memory.retry.remove(name);
         // The next start asks for its image anew.

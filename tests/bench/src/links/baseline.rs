@@ -11,7 +11,7 @@ use nix::sys::socket::{setsockopt, sockopt};
 use quinn::congestion::{BbrConfig, ControllerFactory, CubicConfig};
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
-use serde_json::Value;
+use serde_json::{Value, json};
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
@@ -242,7 +242,10 @@ impl End for Baseline {
     }
 
     fn stats(&self) -> Value {
-        Value::Null
+        match &self.source {
+            Source::TcpEdge { hub, .. } => flow(*hub).unwrap_or_default(),
+            _ => Value::Null,
+        }
     }
 }
 
@@ -289,6 +292,30 @@ async fn drain(mut reader: Reader, counted: Arc<Counted>) {
             bytes: bytes as u32,
         });
     }
+}
+
+/// Where the bulk's TCP stands now, as `ss` tells it: what limits a flow is read from its window and its round trips.
+fn flow(hub: SocketAddr) -> Result<Value> {
+    let port = hub.port().to_string();
+    let ss = std::process::Command::new("ss")
+        .args(["-tinHO", "state", "established", "dport", "=", &port])
+        .output()
+        .context("ss")?;
+    let text = String::from_utf8(ss.stdout)?;
+    let flows = text.lines().map(|line| {
+        let words: Vec<&str> = line.split_whitespace().collect();
+        let field = |name: &str| {
+            let value = words.iter().find_map(|word| word.strip_prefix(name))?;
+            value.split('/').next()?.parse::<f64>().ok()
+        };
+        let repeats = words.iter().find_map(|word| word.strip_prefix("retrans:")?.split('/').nth(1)?.parse::<u64>().ok());
+        let window = field("cwnd:").zip(field("mss:")).map(|(packets, bytes)| packets * bytes / 1e3);
+        let sent = field("bytes_sent:").unwrap_or_default();
+        let told = json!({"rttMs": field("rtt:"), "leastMs": field("minrtt:"), "windowKb": window, "repeats": repeats.unwrap_or_default()});
+        (sent, told)
+    });
+    let busiest = flows.max_by(|one, other| one.0.total_cmp(&other.0));
+    Ok(busiest.context("no connection")?.1)
 }
 
 fn tcp(congestion: &str, multipath: bool, device: Option<&str>) -> Result<Socket> {

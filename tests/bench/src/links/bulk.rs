@@ -24,6 +24,8 @@ struct Bulk {
     /// CPU time of both ends.
     cores: f64,
     seen: Seen,
+    /// Where a flow inside stood at its end; null of others.
+    inner: serde_json::Value,
 }
 
 /// One load over three links.
@@ -55,6 +57,10 @@ impl Task {
             Way::Down => run.hub.ask::<()>(flood)?,
         }
         wait_until(until);
+        let inner = match self.contender {
+            Contender::Inner { .. } => run.edge.ask(Command::Stats)?,
+            _ => serde_json::Value::Null,
+        };
         let seen = |receiver: &mut Child| receiver.ask::<Seen>(Command::Seen(window));
         let cores = (run.cpu()? - before) / window.seconds();
         let seen = match self.way {
@@ -77,6 +83,7 @@ impl Task {
             wasted: wasted(&stats, seen),
             cores,
             seen,
+            inner,
         })
     }
 }
@@ -127,7 +134,18 @@ impl Runs {
         let (megabits, cores) = (self.median(|bulk| bulk.megabits), self.median(|bulk| bulk.cores));
         let idle = self.reports.iter().map(|report| report.cpu_idle).fold(1.0, f64::min) * 100.0;
         let each = cores / megabits * 1000.0;
-        format!("{megabits:.1} Mbit/s, {each:.2} core-s/Gbit, CPU idle {idle:.0} %")
+        let inner = |field: &str| self.median(|bulk| bulk.inner[field].as_f64().unwrap_or_default());
+        let flow = match self.bulks.first() {
+            Some(bulk) if !bulk.inner.is_null() => format!(
+                ", inside {:.0} ms (least {:.0}), window {:.0} kB, {:.0} repeats",
+                inner("rttMs"),
+                inner("leastMs"),
+                inner("windowKb"),
+                inner("repeats")
+            ),
+            _ => String::new(),
+        };
+        format!("{megabits:.1} Mbit/s, {each:.2} core-s/Gbit, CPU idle {idle:.0} %{flow}")
     }
 }
 

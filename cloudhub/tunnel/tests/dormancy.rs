@@ -90,10 +90,16 @@ async fn a_dormant_session_refuses_what_is_new_and_goes_on_where_it_was() {
     tokio::join!(becomes(&at_edge, Presence::Here), becomes(&at_hub, Presence::Here));
     println!("it goes on {:?} after its link is back", since.elapsed());
     assert!(since.elapsed() < Duration::from_secs(1), "{:?}", since.elapsed());
-    stream.write_all(b" and after").await.unwrap();
-    stream.shutdown().await.unwrap();
+    let write = async {
+        stream.write_all(b" and after").await.unwrap();
+        stream.shutdown().await.unwrap();
+    };
     let mut text = String::new();
-    soon("the text", other.read_to_string(&mut text)).await.unwrap();
+    let (_, read) = soon("the text", async {
+        tokio::join!(write, other.read_to_string(&mut text))
+    })
+    .await;
+    read.unwrap();
     assert_eq!(text.len(), written + b" and after".len());
     assert!(text.starts_with("before, xxx") && text.ends_with("xxx and after"));
     for session in [&at_edge, &at_hub] {
@@ -119,6 +125,8 @@ async fn a_session_that_is_dormant_for_too_long_ends_at_both_ends() {
     (config.uplinks, config.dormant_for) = (uplinks.subscribe(), limit);
     let edge = Edge::new(config).unwrap();
     let (at_edge, at_hub) = meet(&edge, &hub).await;
+    at_hub.send(Priority::Urgent, Bytes::from_static(b"!")).unwrap();
+    soon("a message", at_edge.recv()).await.unwrap();
     // Its last uplink is unplugged, which it says; the new one leads nowhere.
     uplinks.send_replace(vec![over("wifi", &[&wifi])]);
     tokio::join!(becomes(&at_edge, Presence::Away), becomes(&at_hub, Presence::Away));
@@ -184,8 +192,9 @@ async fn a_hub_that_is_reached_elsewhere_meanwhile_goes_on_with_the_session() {
     let mut stream = at_edge.open_stream().await.unwrap();
     stream.write_all(b"before").await.unwrap();
     let mut other = soon("a stream", at_hub.accept_stream()).await.unwrap();
-    old.cut();
+    (old.cut(), new.cut());
     both_are_away(&at_edge, &at_hub).await;
+    new.mend();
     tokio::join!(becomes(&at_edge, Presence::Here), becomes(&at_hub, Presence::Here));
     stream.write_all(b" and after").await.unwrap();
     stream.shutdown().await.unwrap();

@@ -192,7 +192,8 @@ async fn a_hub_that_is_reached_elsewhere_meanwhile_goes_on_with_the_session() {
     let mut stream = at_edge.open_stream().await.unwrap();
     stream.write_all(b"before").await.unwrap();
     let mut other = soon("a stream", at_hub.accept_stream()).await.unwrap();
-    (old.cut(), new.cut());
+    old.cut();
+    new.cut();
     both_are_away(&at_edge, &at_hub).await;
     new.mend();
     tokio::join!(becomes(&at_edge, Presence::Here), becomes(&at_hub, Presence::Here));

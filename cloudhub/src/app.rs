@@ -177,6 +177,7 @@ fn bind_tunnel(config: &Config, identity: &Arc<Identity>) -> Result<tunnel::Hub>
         limits: tunnel::Limits::default(),
         keys: identity.quic_keys().clone(),
         admission: identity.nodes().clone(),
+        dormant_for: tunnel::DORMANT_FOR,
     };
     tunnel::Hub::bind(hub).context("open the tunnel")
 }

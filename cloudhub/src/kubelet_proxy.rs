@@ -2,7 +2,7 @@
 //!
 //! - kube-apiserver → TLS (Kedge's serving CA) → [`authority`] (who, and may they) → a stream of the node's session → edge
 //! - an upgrade (exec, attach, port-forward) is passed through byte for byte after the edge's 101
-//! - a node without a session answers 503 with a Status that says since when
+//! - a node without a session, or with a dormant one, answers 503 with a Status that says since when
 //!
 //! State: [`Ports`], node → port, for as long as the hub lives. A node whose port cannot be bound has no kubelet API, which
 //! is logged; everything else of it works.
@@ -248,11 +248,12 @@ impl Proxy {
 
     /// Passes the request to the edge, and what follows an upgrade in both directions.
     async fn forward(&self, mut request: Request<Incoming>) -> Result<Response<Body>, String> {
-        let session = self.config.tunnel.session(&self.node).ok_or_else(|| self.away())?;
+        let session = self.config.tunnel.session(&self.node);
+        let session = session.filter(tunnel::Session::is_here).ok_or_else(|| self.away())?;
         let stream = tokio::time::timeout(OPEN, session.open_stream())
             .await
             .map_err(|_| format!("node {} has no room for another stream within {OPEN:?}", self.node))?
-            .map_err(|closed| format!("node {}: {closed}", self.node))?;
+            .map_err(|error| format!("node {}: {error}", self.node))?;
         let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
             .await
             .map_err(|error| format!("node {}: {error}", self.node))?;

@@ -2,7 +2,7 @@
 //!
 //! Metrics are a dozen series a robot: what its session has carried and repaired, and how many paths it has. Those of each uplink are the
 //! robot's to give (its kubelet API's `/metrics`), and here `/debug/paths` shows them: with thousands of robots of three uplinks they would be
-//! most of what a Prometheus keeps.
+//! most of what a Prometheus keeps. A robot whose session is dormant has none here: it is counted.
 
 use std::collections::BTreeMap;
 
@@ -11,8 +11,8 @@ use tunnel::bond::PathState;
 use tunnel::exposition::{Exposition, Kind};
 use tunnel::{PathReport, Session};
 
-/// Every path of every session, by node.
-pub(crate) fn report(sessions: &[Session]) -> Value {
+/// Every path of every session that is not dormant, by node.
+pub(crate) fn report(sessions: Vec<Session>) -> Value {
     let one = |session: &Session| {
         let stats = session.stats();
         let value = json!({
@@ -27,7 +27,7 @@ pub(crate) fn report(sessions: &[Session]) -> Value {
         });
         (session.peer().node.clone(), value)
     };
-    Value::Object(sessions.iter().map(one).collect())
+    Value::Object(sessions.iter().filter(|session| session.is_here()).map(one).collect())
 }
 
 fn path(path: &PathReport) -> Value {
@@ -49,18 +49,21 @@ fn path(path: &PathReport) -> Value {
 }
 
 /// For Prometheus.
-pub(crate) fn metrics(sessions: &[Session]) -> String {
+pub(crate) fn metrics(sessions: Vec<Session>) -> String {
+    let (here, away): (Vec<Session>, Vec<Session>) = sessions.into_iter().partition(Session::is_here);
     // In the order of their names, each time.
-    let sessions: BTreeMap<&str, &Session> = sessions
+    let sessions: BTreeMap<&str, &Session> = here
         .iter()
         .map(|session| (session.peer().node.as_str(), session))
         .collect();
     let mut out = Exposition::default();
-    let count = sessions.len() as f64;
-    out.family(
-        ("kedge_sessions", Kind::Gauge, "Robots with a session."),
-        [(Vec::new(), count)],
-    );
+    let dormant = "Robots that are away and whose session waits for them.";
+    for (name, help, count) in [
+        ("kedge_sessions", "Robots with a session.", here.len()),
+        ("kedge_sessions_dormant", dormant, away.len()),
+    ] {
+        out.family((name, Kind::Gauge, help), [(Vec::new(), count as f64)]);
+    }
     let stats: Vec<_> = sessions
         .iter()
         .map(|(node, session)| (vec![("node", *node)], session.stats()))

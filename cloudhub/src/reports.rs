@@ -92,6 +92,12 @@ pub trait Reports: Send + Sync {
     /// A session came up. Called before any other report of that session.
     async fn session_up(&self, node: &str, info: SessionInfo);
 
+    /// No uplink of the session answers since about `at`; the session waits, and with it what it has reported.
+    async fn session_away(&self, node: &str, info: &SessionInfo, at: SystemTime);
+
+    /// The same session goes on.
+    async fn session_back(&self, node: &str, info: &SessionInfo);
+
     /// The session with this epoch ended at `at`. A late call for a session that was replaced already changes nothing.
     async fn session_down(&self, node: &str, info: &SessionInfo, why: Departure, at: SystemTime);
 }

@@ -4,7 +4,8 @@
 //! - edge → tunnel → [`relay::Link`] → [`Reports`]; what must not be lost is acknowledged when the API has it
 //! - streams that the edge opens → [`crate::node_api`]
 //!
-//! State: [`Task`], owned by the task; it ends with its tunnel session and then says so to [`Reports`]. Reports that must not
+//! State: [`Task`], owned by the task; it ends with its tunnel session and then says so to [`Reports`], which also hear when the session is
+//! dormant and when it goes on ([`tell_presence`]): nothing else here changes by that. Reports that must not
 //! be lost are written beside the loop, one of a class at a time ([`Lane`]): a slow API holds up neither statuses nor what goes
 //! down. One that cannot be written is tried again in order; later ones of its class wait.
 //!
@@ -12,17 +13,19 @@
 //! older, or is another one, the answer starts over with Begin and the edge judges; no Delete is made of the difference.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::convert::Infallible;
 use std::panic::resume_unwind;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
-use futures::FutureExt as _;
+use futures::stream::FuturesUnordered;
+use futures::{FutureExt as _, StreamExt as _};
 use relay::{Event, Faults, Item, Link, Outgoing, Push, Source, SourceObject, SourceView};
 use tokio::sync::watch;
 use tokio::task::{JoinError, JoinSet};
 use tokio::time::Instant;
-use tunnel::{CloseReason, Session};
+use tunnel::{CloseReason, Presence, Session};
 use wire::proto::{Adopt, Down, Hello, down, up};
 use wire::{ClassId, Now, Priority};
 
@@ -97,6 +100,7 @@ async fn run(session: Session, deps: Deps) {
     let reason = tokio::select! {
         reason = task.drive(&session, view) => reason,
         reason = streams(&session, &deps) => reason,
+        never = tell_presence(&session, &deps, &info) => match never {},
     };
     tracing::info!(node = peer.node, epoch = peer.epoch, %reason, "session over");
     let why = match reason {
@@ -105,11 +109,39 @@ async fn run(session: Session, deps: Deps) {
         CloseReason::Replaced | CloseReason::Redirected { .. } => Departure::Replaced,
         CloseReason::Revoked | CloseReason::Refused { .. } => Departure::Revoked,
         CloseReason::Local => Departure::HubStopping,
-        CloseReason::LinkLost | CloseReason::Violation { .. } => Departure::LinkLost,
+        CloseReason::LinkLost | CloseReason::Forgotten | CloseReason::Violation { .. } => Departure::LinkLost,
     };
     deps.reports
         .session_down(&peer.node, &info, why, SystemTime::now())
         .await;
+}
+
+/// Says when no uplink answers any more, and when one does again.
+async fn tell_presence(session: &Session, deps: &Deps, info: &SessionInfo) -> Infallible {
+    let node = &session.peer().node;
+    let mut presence = session.presence();
+    // An API that does not answer must not delay the word that the node is back.
+    let mut told = FuturesUnordered::new();
+    let mut known = Presence::Here;
+    loop {
+        let now = *presence.borrow_and_update();
+        if now != known {
+            known = now;
+            told.push(async move {
+                match now {
+                    Presence::Away => deps.reports.session_away(node, info, SystemTime::now()).await,
+                    Presence::Here => deps.reports.session_back(node, info).await,
+                }
+            });
+        }
+        tokio::select! {
+            changed = presence.changed() => if changed.is_err() {
+                // It is over, as its owner is about to hear.
+                std::future::pending::<()>().await;
+            },
+            Some(()) = told.next() => {}
+        }
+    }
 }
 
 /// Serves the streams that the edge opens.

@@ -5,7 +5,8 @@
 //!   a status change and its repair after an absence are one path. It renews the node's lease too
 //! - one task for the fleet ([`fleet`]): nodes that joined and are missing, tolerations of newly bound pods
 //!
-//! State: [`Live`] per node with a session, behind one lock. A write that fails is tried again with the next wake-up, at
+//! State: [`Live`] per node with a session, behind one lock. While its session is dormant nobody speaks for the node: its task ends, and
+//! begins anew when the session goes on. A write that fails is tried again with the next wake-up, at
 //! the latest after [`node::RETRY`].
 
 pub mod diff;
@@ -14,6 +15,7 @@ pub mod node;
 pub mod report;
 
 use std::collections::{BTreeMap, HashMap};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::SystemTime;
 
@@ -51,6 +53,18 @@ struct Live {
     node: Option<Packed>,
     pods: BTreeMap<PodRef, Packed>,
     wake: Arc<Notify>,
+    /// Its task: another one each time that the session is there again.
+    task: u64,
+    /// The session is dormant.
+    away: bool,
+    /// And the API says so.
+    told: bool,
+}
+
+impl Live {
+    fn is(&self, info: &SessionInfo) -> bool {
+        self.info.epoch == info.epoch && self.info.incarnation == info.incarnation
+    }
 }
 
 /// The writer; clones share it.
@@ -62,8 +76,11 @@ pub struct Writer {
     kubelet: Arc<dyn KubeletAddress>,
     live: Arc<Mutex<HashMap<String, Live>>>,
     turns: Arc<Semaphore>,
+    /// A node's name and the number of its task.
     starts: mpsc::Sender<(String, u64)>,
     started: Arc<tokio::sync::Mutex<mpsc::Receiver<(String, u64)>>>,
+    /// Tasks so far.
+    tasks: Arc<AtomicU64>,
 }
 
 impl std::fmt::Debug for Writer {
@@ -86,6 +103,7 @@ impl Writer {
             turns: Arc::new(Semaphore::new(TURNS)),
             starts,
             started,
+            tasks: Arc::default(),
         }
     }
 
@@ -98,10 +116,25 @@ impl Writer {
         let mut tasks = JoinSet::new();
         tasks.spawn(fleet::run(self.clone()));
         let mut started = self.started.lock().await;
-        while let Some((node, epoch)) = started.recv().await {
-            tasks.spawn(node::run(self.clone(), node, epoch));
+        while let Some((node, task)) = started.recv().await {
+            tasks.spawn(node::run(self.clone(), node, task));
             while tasks.try_join_next().is_some() {}
         }
+    }
+
+    /// Whether a session of the node is there, and speaks for it.
+    fn is_present(&self, node: &str) -> bool {
+        self.lock().get(node).is_some_and(|live| !live.away)
+    }
+
+    async fn start_task(&self, node: &str, task: u64) {
+        if self.starts.send((node.to_owned(), task)).await.is_err() {
+            tracing::error!(node, "the writer has stopped");
+        }
+    }
+
+    fn next_task(&self) -> u64 {
+        self.tasks.fetch_add(1, Ordering::Relaxed)
     }
 
     fn with_live(&self, node: &str, change: impl FnOnce(&mut Live)) {
@@ -242,34 +275,67 @@ impl Reports for Writer {
     }
 
     async fn session_up(&self, node: &str, info: SessionInfo) {
-        let epoch = info.epoch;
+        let task = self.next_task();
         let live = Live {
             info,
             node: None,
             pods: BTreeMap::new(),
             wake: Arc::new(Notify::new()),
+            task,
+            away: false,
+            told: false,
         };
         if let Some(replaced) = self.lock().insert(node.to_owned(), live) {
             replaced.wake.notify_one();
         }
-        if self.starts.send((node.to_owned(), epoch)).await.is_err() {
-            tracing::error!(node, "the writer has stopped");
+        self.start_task(node, task).await;
+    }
+
+    async fn session_away(&self, node: &str, info: &SessionInfo, at: SystemTime) {
+        let goes = {
+            let mut all = self.lock();
+            let live = all.get_mut(node).filter(|live| live.is(info) && !live.away);
+            live.map(|live| {
+                (live.away, live.told) = (true, false);
+                live.wake.notify_one();
+            })
+        };
+        if goes.is_some() {
+            node::departed(self, node, &Departure::LinkLost, at).await;
+            if let Some(live) = self.lock().get_mut(node).filter(|live| live.is(info)) {
+                live.told = live.away;
+            }
+        }
+    }
+
+    async fn session_back(&self, node: &str, info: &SessionInfo) {
+        let task = self.next_task();
+        let comes = {
+            let mut all = self.lock();
+            let live = all.get_mut(node).filter(|live| live.is(info) && live.away);
+            live.map(|live| {
+                (live.away, live.task) = (false, task);
+                live.wake = Arc::new(Notify::new());
+            })
+        };
+        if comes.is_some() {
+            self.start_task(node, task).await;
         }
     }
 
     async fn session_down(&self, node: &str, info: &SessionInfo, why: Departure, at: SystemTime) {
-        let ours = {
-            let mut live = self.lock();
-            let ours = live
-                .get(node)
-                .is_some_and(|l| l.info.epoch == info.epoch && l.info.incarnation == info.incarnation);
-            if ours && let Some(gone) = live.remove(node) {
-                gone.wake.notify_one();
+        let gone = {
+            let mut all = self.lock();
+            match all.get(node).is_some_and(|live| live.is(info)) {
+                true => all.remove(node),
+                false => None,
             }
-            ours
         };
-        if ours {
-            node::departed(self, node, &why, at).await;
+        if let Some(gone) = gone {
+            gone.wake.notify_one();
+            if !(gone.told && why == Departure::LinkLost) {
+                node::departed(self, node, &why, at).await;
+            }
         }
     }
 }

@@ -199,6 +199,7 @@ fn tunnel_of(identity: &Arc<Identity>) -> Hub {
         limits: Limits::default(),
         keys: identity.quic_keys().clone(),
         admission: identity.nodes().clone(),
+        dormant_for: tunnel::DORMANT_FOR,
     })
     .unwrap()
 }
@@ -229,6 +230,7 @@ fn edge(site: &Site, certificate: &[u8], key: &KeyPair) -> Edge {
         fallback: Fallback { ports, proxy: None },
         clock_floor: ClockFloor::default(),
         meter: tunnel::Meter::default(),
+        dormant_for: tunnel::DORMANT_FOR,
     })
     .unwrap()
 }

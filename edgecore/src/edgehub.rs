@@ -219,6 +219,7 @@ impl EdgeHub {
             fallback: self.config.hub.over_tcp(),
             clock_floor: self.floor.clone(),
             meter: self.budgets.meter(),
+            dormant_for: tunnel::DORMANT_FOR,
         };
         Ok(Edge::new(config)?)
     }

@@ -17,7 +17,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use rcgen::{CertificateParams, DistinguishedName, DnType, KeyPair};
 use tokio::sync::watch;
 use tokio::time::timeout;
-use tunnel::{ClockFloor, Edge, Session};
+use tunnel::{ClockFloor, Edge, Presence, Session};
 
 pub use pki::{Identity, Pki, PkiError};
 
@@ -117,21 +117,32 @@ impl Rotation {
         let renewed = if now(&self.floor) >= identity.not_after && !self.join_address.is_empty() {
             rejoin::rejoin(self, &identity.node).await?
         } else {
-            let session = sessions
-                .wait_for(Option::is_some)
-                .await
-                .ok()
-                .and_then(|session| session.clone());
-            // The owner of sessions is gone: the process ends.
-            let Some(session) = session else {
-                return std::future::pending().await;
-            };
+            let session = answering(sessions).await;
             renew(&self.pki, &session, &identity.node).await?
         };
         let days = renewed.not_after.saturating_sub(now(&self.floor)).as_secs() / 86_400;
         edge.set_certificate(renewed.certificate).await?;
         tracing::info!(node = identity.node, days, "renewed this node's certificate");
         Ok(())
+    }
+}
+
+/// Waits for a session whose hub is there; for ever when the owner of sessions is gone, for the process ends then.
+async fn answering(sessions: &mut watch::Receiver<Option<Session>>) -> Session {
+    loop {
+        let session = sessions.wait_for(Option::is_some).await.ok();
+        let Some(session) = session.and_then(|session| session.clone()) else {
+            return std::future::pending().await;
+        };
+        let mut presence = session.presence();
+        tokio::select! {
+            biased;
+            _ = session.closed() => {}
+            here = presence.wait_for(|presence| *presence == Presence::Here) => if here.is_ok() {
+                return session;
+            },
+        }
+        let _ = timeout(RETRY_AFTER, sessions.changed()).await;
     }
 }
 

@@ -73,6 +73,9 @@ struct Link {
 #[derive(Debug, Deserialize)]
 struct Session {
     epoch: u64,
+    /// An older edgecore ends a session that no uplink carries.
+    #[serde(default)]
+    dormant: bool,
     repaired: u64,
     reinjected: u64,
     duplicated: u64,
@@ -137,6 +140,12 @@ fn render(report: &Report) -> String {
     }
     text.push_str(&match &report.session {
         None => "No session with the hub.".to_owned(),
+        Some(session) if session.dormant => {
+            format!(
+                "No link to the hub: session {} goes on when an uplink answers.",
+                session.epoch
+            )
+        }
         Some(session) => format!(
             "Session {}: {} repaired, {} sent again elsewhere, {} duplicates dropped, {} skipped.",
             session.epoch, session.repaired, session.reinjected, session.duplicated, session.skipped
@@ -227,7 +236,7 @@ mod tests {
             ],
             "session": {"epoch": 7, "repaired": 3, "reinjected": 2, "duplicated": 1, "skipped": 0},
         });
-        let report: Report = serde_json::from_value(report).unwrap();
+        let mut report: Report = serde_json::from_value(report).unwrap();
         let text = render(&report);
         let lines: Vec<_> = text.lines().collect();
         assert_eq!(
@@ -244,5 +253,8 @@ mod tests {
                 "Session 7: 3 repaired, 2 sent again elsewhere, 1 duplicates dropped, 0 skipped.",
             ]
         );
+        report.session.as_mut().unwrap().dormant = true;
+        let said = "\nNo link to the hub: session 7 goes on when an uplink answers.";
+        assert!(render(&report).ends_with(said));
     }
 }

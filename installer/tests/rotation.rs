@@ -46,6 +46,7 @@ fn hub(identity: &Arc<Identity>) -> Hub {
         limits: Limits::default(),
         keys: identity.quic_keys().clone(),
         admission: identity.nodes().clone(),
+        dormant_for: tunnel::DORMANT_FOR,
     })
     .unwrap()
 }
@@ -66,6 +67,7 @@ fn edge(pki: &Pki, hub: &Hub) -> Edge {
         fallback: tunnel::Fallback::default(),
         clock_floor: ClockFloor::default(),
         meter: tunnel::Meter::default(),
+        dormant_for: tunnel::DORMANT_FOR,
     })
     .unwrap()
 }

@@ -1,4 +1,4 @@
-//! One node's task: lease, node status, pod statuses, for as long as its session lives.
+//! One node's task: lease, node status, pod statuses, for as long as its session is there.
 
 use std::collections::{HashMap, HashSet};
 use std::panic::resume_unwind;
@@ -66,7 +66,8 @@ struct Task {
     writer: Writer,
     node: String,
     wake: Arc<Notify>,
-    epoch: u64,
+    /// Its number.
+    task: u64,
     written: Written,
     /// What was compared last and asks for nothing more until one of the two is another: every change in the fleet wakes every
     /// node's task.
@@ -87,12 +88,12 @@ struct Task {
     runtime_down: bool,
 }
 
-/// Runs until the session with `epoch` is over.
-pub(super) async fn run(writer: Writer, node: String, epoch: u64) {
+/// Runs until the session that it was started for is over or dormant.
+pub(super) async fn run(writer: Writer, node: String, task: u64) {
     let Some(wake) = writer
         .lock()
         .get(&node)
-        .filter(|l| l.info.epoch == epoch)
+        .filter(|live| live.task == task && !live.away)
         .map(|l| l.wake.clone())
     else {
         return;
@@ -103,7 +104,7 @@ pub(super) async fn run(writer: Writer, node: String, epoch: u64) {
         writer,
         node,
         wake,
-        epoch,
+        task,
         written: HashMap::new(),
         compared: None,
         compared_pods: HashMap::new(),
@@ -134,7 +135,7 @@ impl Task {
         self.writer
             .lock()
             .get(&self.node)
-            .is_some_and(|live| live.info.epoch == self.epoch)
+            .is_some_and(|live| live.task == self.task && !live.away)
     }
 
     /// Brings the API to what is reported; what fails is tried again in its time.
@@ -539,7 +540,7 @@ pub(super) async fn departed(writer: &Writer, node: &str, why: &Departure, at: S
     let path = format!("/api/v1/nodes/{node}/status");
     let patch = json!({"status": {"conditions": [condition]}});
     for _ in 0..DEPARTED_TRIES {
-        if writer.lock().contains_key(node) {
+        if writer.is_present(node) {
             return; // It is back already; its session says so.
         }
         match writer
@@ -559,7 +560,7 @@ pub(super) async fn departed(writer: &Writer, node: &str, why: &Departure, at: S
 /// it. Gives when it was last seen.
 pub(super) async fn unseen_departure(writer: &Writer, node: &str) -> Option<SystemTime> {
     let object = writer.registry.node(node)?;
-    if condition(&object.object.value(), "EdgeConnected")["status"] != "True" || writer.lock().contains_key(node) {
+    if condition(&object.object.value(), "EdgeConnected")["status"] != "True" || writer.is_present(node) {
         return None;
     }
     let path = format!("/apis/coordination.k8s.io/v1/namespaces/kube-node-lease/leases/{node}");
@@ -568,7 +569,7 @@ pub(super) async fn unseen_departure(writer: &Writer, node: &str) -> Option<Syst
     let format = &time::format_description::well_known::Rfc3339;
     let renewed = SystemTime::from(time::OffsetDateTime::parse(renewed, format).ok()?);
     let stale = renewed.elapsed().is_ok_and(|age| age > LEASE_STALE);
-    (stale && !writer.lock().contains_key(node)).then_some(renewed)
+    (stale && !writer.is_present(node)).then_some(renewed)
 }
 
 async fn announce(writer: &Writer, node: &str, reason: &str, message: &str) {

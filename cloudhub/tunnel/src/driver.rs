@@ -6,10 +6,13 @@
 //!   - [`Driver::run_clock`]: the bond's timeouts, in the session's task
 //!   - [`stream`]: byte streams, read and written by their owners' tasks; `packets`: the IP tunnel's, likewise
 //!
-//! On failure: a path that ends is taken out, and what it carried goes over the others. The last one's end, silence on all of them, or a
-//! [`Violation`] of the peer is the end of the session, which its owner is told by [`Over`].
+//! - [`presence`]: whether any path answers
+//!
+//! On failure: a path that ends is taken out, and what it carried goes over the others. Without any path the session waits. A peer that knows
+//! nothing of it any more, or a [`Violation`], is its end, which its owner is told by [`Over`].
 
 mod packets;
+mod presence;
 pub(crate) mod stream;
 
 use std::collections::{HashMap, VecDeque};
@@ -21,17 +24,16 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures::FutureExt;
 use tokio::sync::{Notify, watch};
-use tokio::time::Instant;
 
 use crate::bond::{
-    Bond, Config, Event, PathConfig, PathId, PathState, PathStats, Policy, SendError, SessionStats, StreamId, Violation,
+    Bond, Config, Event, MAX_PATHS, PathConfig, PathId, PathState, PathStats, Policy, SendError, SessionStats,
+    StreamId, Violation,
 };
 use crate::clock::boottime;
-use crate::liveness::{Liveness, TICK, Verdict};
 use crate::meter::{Carried, Traffic};
 use crate::path::{Hint, PathControl, PathTransport, Transport};
 use crate::queue::Queues;
-use crate::types::{CloseReason, Priority};
+use crate::types::{CloseReason, Presence, Priority};
 
 /// Datagrams that are put in at a time: what a batch of the kernel brings.
 const BATCH: usize = 32;
@@ -108,6 +110,8 @@ struct State {
     open: usize,
     /// When [`Driver::run_clock`] looks again.
     armed: Option<Duration>,
+    /// A path has begun or stopped to carry: what the session is has to be judged.
+    unjudged: bool,
     over: bool,
 }
 
@@ -124,6 +128,8 @@ pub(crate) enum Over {
 #[derive(Debug)]
 pub(crate) struct Driver {
     state: Mutex<State>,
+    /// Whether the other end is there.
+    presence: watch::Sender<Presence>,
     /// Messages that arrived.
     pub(crate) inbox: Queues,
     timer: Notify,
@@ -155,8 +161,10 @@ impl Driver {
                 packets: packets::Incoming::default(),
                 open: 0,
                 armed: None,
+                unjudged: false,
                 over: false,
             }),
+            presence: watch::Sender::new(Presence::Here),
             inbox: Queues::default(),
             timer: Notify::new(),
             opened: Notify::new(),
@@ -187,7 +195,13 @@ impl Driver {
             rtt: control.counters().rtt,
             policy: info.policy,
         };
-        if state.over || !state.bond.add_path(now, info.id, config) {
+        if state.over {
+            return false;
+        }
+        if !self.is_hub || state.paths.len() >= MAX_PATHS {
+            state.replace_paths(now, &info, &*control);
+        }
+        if !state.bond.add_path(now, info.id, config) {
             return false;
         }
         state.paths.retain(|slot| slot.info.id != info.id);
@@ -221,12 +235,15 @@ impl Driver {
         self.count(&mut state, id, path.counters().carried);
         state.bond.remove_path(boottime(), id);
         state.paths.retain(|slot| slot.info.id != id);
-        // A link may go; whatever else ends a path was said of the session.
-        let last = state.paths.is_empty();
-        if last || (reason != CloseReason::LinkLost && reason != CloseReason::Local) {
-            return Over::Session(reason);
+        self.judge(&state);
+        match reason {
+            // A link may go, all of them for a while.
+            CloseReason::LinkLost | CloseReason::Local => Over::PathOnly,
+            // The peer may have given up this one alone.
+            CloseReason::Forgotten if !state.paths.is_empty() => Over::PathOnly,
+            // Whatever else ends a path was said of the session.
+            reason => Over::Session(reason),
         }
-        Over::PathOnly
     }
 
     /// Pulls.
@@ -331,35 +348,6 @@ impl Driver {
     /// What all paths have carried, to half a second.
     pub(crate) fn carried(&self) -> Carried {
         self.traffic.read()
-    }
-
-    /// Notices that nothing is heard: on this path, which is suspect then, or on all of them, which is the end.
-    async fn watch(&self, id: PathId, path: &impl PathTransport) -> CloseReason {
-        let interval = self.peek().slot(id).map(|slot| slot.info.ping_interval);
-        let mut liveness = Liveness::new(interval.unwrap_or_default(), path.counters());
-        let mut received = path.counters().received;
-        loop {
-            let before = Instant::now();
-            tokio::time::sleep(TICK).await;
-            let counters = path.counters();
-            let verdict = liveness.observe(before.elapsed(), counters);
-            let now = boottime();
-            let mut state = self.change();
-            self.count(&mut state, id, counters.carried);
-            if verdict != Verdict::Alive {
-                state.bond.suspect_path(now, id);
-            }
-            let Some(slot) = state.slot_mut(id) else {
-                return CloseReason::LinkLost;
-            };
-            slot.silent = verdict == Verdict::Silent;
-            if received != counters.received {
-                (slot.heard, received) = (now, counters.received);
-            }
-            if state.paths.iter().all(|slot| slot.silent) {
-                return CloseReason::LinkLost;
-            }
-        }
     }
 
     /// The bond's timeouts; never returns.
@@ -537,8 +525,10 @@ impl State {
             }
             Event::StreamStopped { id, .. } => self.wake(id, |waiting| waiting.writer.take()),
             Event::Path { id, state } => {
+                self.unjudged = true;
                 let hint = self.hint(id);
-                if let Some(slot) = self.slot(id) {
+                if let Some(slot) = self.slot_mut(id) {
+                    slot.silent &= state == PathState::Suspect;
                     tracing::info!(uplink = slot.info.uplink, path = id.0, ?state, "path");
                     slot.control.hint(hint);
                 }
@@ -579,6 +569,9 @@ impl Drop for Guard<'_> {
         let state = &mut *self.state;
         while let Some(event) = state.bond.poll_event() {
             state.take_event(event, &driver.inbox);
+        }
+        if std::mem::take(&mut state.unjudged) {
+            driver.judge(state);
         }
         if !state.opened.is_empty() {
             driver.opened.notify_one();

@@ -1,8 +1,8 @@
 //! The edge's end: one session at a time, over all uplinks that lead to a hub.
 //!
 //! - [`Edge::connect`]: back-off → all uplinks at once ([`dial`]; over TCP where UDP is blocked, [`fallback`]) → the first that is up: epoch → Attach → Welcome
-//! - [`keep`]: the session's paths: the first one, and one over each other uplink, dialled again when it ends, until the session does; the
-//!   caller comes back with [`Edge::connect`] then
+//! - [`keep`]: the session's paths: the first one, and one over each other uplink, dialled again when it ends or no path answers, until the
+//!   session ends; the caller comes back with [`Edge::connect`] then
 //!
 //! State: [`State`], behind the lock that makes attempts take turns. Failures that time may heal are logged and tried again with
 //! full jitter; a refusal is returned, and the next call waits first. The back-off starts over only after the hub's application
@@ -142,6 +142,8 @@ pub struct EdgeConfig {
     pub clock_floor: ClockFloor,
     /// Counts what each uplink carries.
     pub meter: Meter,
+    /// How long a session may be without a link before it ends: [`crate::DORMANT_FOR`].
+    pub dormant_for: Duration,
 }
 
 impl std::fmt::Debug for EdgeConfig {
@@ -365,7 +367,8 @@ impl State {
             keep_alive: false,
             ..Config::edge()
         };
-        let session = Inner::new(welcomed.peer.clone(), welcomed.welcome.clone(), bond);
+        let (peer, welcome) = (welcomed.peer.clone(), welcomed.welcome.clone());
+        let session = Inner::new(peer, welcome, bond, config.dormant_for);
         Ok((session, welcomed))
     }
 }

@@ -2,7 +2,8 @@
 //!
 //! - socket → handshake (mTLS) → [`Admission`] → Attach → [`crate::attach::decide`] → Welcome → [`Hub::accept`]; `quic`, and `tcp` for
 //!   connections from sites that block UDP
-//! - the connection's task then runs the path until it ends; whoever removes a session from the table names that session
+//! - the connection's task then runs the path until it ends; the session's task outlives all of them, for as long as the session does
+//! - whoever removes a session from the table names that session
 //!
 //! State: [`Shared`] (sessions and quarantines, one lock, never held over an await).
 
@@ -71,6 +72,8 @@ pub struct HubConfig {
     pub keys: QuicKeys,
     /// Who is let in after the handshake.
     pub admission: Arc<dyn Admission>,
+    /// How long a session may be without a link before it ends: [`crate::DORMANT_FOR`].
+    pub dormant_for: Duration,
 }
 
 impl std::fmt::Debug for HubConfig {
@@ -165,7 +168,8 @@ impl Hub {
             limits: config.limits,
             admission: config.admission,
             accepted,
-            table: Mutex::default(),
+            dormant_for: config.dormant_for,
+            table: Arc::default(),
             stop: CancellationToken::new(),
         });
         let (door, mut tasks) = (tcp::Door::new(), JoinSet::new());
@@ -210,12 +214,12 @@ impl Hub {
         self.sessions.lock().await.recv().await
     }
 
-    /// The live session of a node.
+    /// The session of a node, dormant or not.
     pub fn session(&self, node: &str) -> Option<Session> {
         self.shared.table().live.get(node).cloned().map(Session::new)
     }
 
-    /// The live sessions of all nodes.
+    /// The sessions of all nodes, dormant ones too.
     pub fn sessions(&self) -> Vec<Session> {
         let table = self.shared.table();
         table.live.values().cloned().map(Session::new).collect()
@@ -226,9 +230,11 @@ impl Hub {
         self.cut(node, CloseReason::Revoked)
     }
 
-    /// Sends a node's session elsewhere: its edge dials these addresses before those of its configuration. False when it has no session.
+    /// Sends a node's session elsewhere: its edge dials these addresses before those of its configuration. False when it has no session, or
+    /// nobody would hear it.
     pub fn redirect(&self, node: &str, to: &HubAddresses) -> bool {
-        self.cut(node, CloseReason::Redirected { to: to.clone() })
+        let is_here = self.session(node).is_some_and(|session| session.is_here());
+        is_here && self.cut(node, CloseReason::Redirected { to: to.clone() })
     }
 
     /// False when the node has no session.
@@ -274,7 +280,9 @@ struct Shared {
     limits: Limits,
     admission: Arc<dyn Admission>,
     accepted: mpsc::Sender<Session>,
-    table: Mutex<Table>,
+    dormant_for: Duration,
+    /// The sessions' tasks have it too.
+    table: Arc<Mutex<Table>>,
     /// The hub is shut down: no path over TCP is begun any more.
     stop: CancellationToken,
 }
@@ -292,7 +300,7 @@ enum Claim {
 
 impl Shared {
     fn table(&self) -> MutexGuard<'_, Table> {
-        self.table.lock().unwrap_or_else(PoisonError::into_inner)
+        locked(&self.table)
     }
 
     fn welcome(&self) -> Welcome {
@@ -331,7 +339,7 @@ impl Shared {
                 current_epoch: Some(current_epoch),
             }),
             (_, replaced) => {
-                let session = Inner::new(peer.clone(), self.welcome(), self.bond());
+                let session = Inner::new(peer.clone(), self.welcome(), self.bond(), self.dormant_for);
                 table.live.insert(peer.node.clone(), session.clone());
                 Claim::Started(session, replaced)
             }
@@ -367,7 +375,7 @@ impl Shared {
         {
             let mut sessions = self.sessions.lock().unwrap_or_else(PoisonError::into_inner);
             while sessions.try_join_next().is_some() {}
-            sessions.spawn(run_session(session.clone()));
+            sessions.spawn(run_session(session.clone(), self.table.clone()));
         }
         if self.accepted.send(Session::new(session.clone())).await.is_err() {
             session.close(CloseReason::Local, true);
@@ -376,15 +384,23 @@ impl Shared {
 
     /// Removes this very session.
     fn remove(&self, session: &Inner) {
-        let mut table = self.table();
-        let node = &session.peer.node;
-        if table.live.get(node).is_some_and(|live| live.id == session.id) {
-            table.live.remove(node);
-        }
+        self.table().remove(session);
     }
 }
 
+fn locked(table: &Mutex<Table>) -> MutexGuard<'_, Table> {
+    table.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 impl Table {
+    /// Removes this very session.
+    fn remove(&mut self, session: &Inner) {
+        let node = &session.peer.node;
+        if self.live.get(node).is_some_and(|live| live.id == session.id) {
+            self.live.remove(node);
+        }
+    }
+
     fn quarantine(&mut self, node: &str) -> Option<RefusedFrame> {
         let until = *self.quarantined_until.get(node)?;
         if until <= Instant::now() {
@@ -458,8 +474,10 @@ async fn attach(
     Ok(attached)
 }
 
-async fn run_session(session: Arc<Inner>) {
+async fn run_session(session: Arc<Inner>, table: Arc<Mutex<Table>>) {
     session.clone().run().await;
+    // One that was dormant for too long may have no path any more whose task would do it.
+    locked(&table).remove(&session);
     let reason = Session::new(session.clone()).closed().await.reason;
     tracing::info!(node = session.peer.node, epoch = session.peer.epoch, %reason, "session over");
 }

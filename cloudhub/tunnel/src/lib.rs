@@ -18,8 +18,9 @@
 //!   - [`Meter`] counts what each uplink of an edge carries; what it may carry is its [`bond::Policy`]
 //!   - [`congestion`] says how much a path takes, [`liveness`] whether anybody is there (both pure)
 //!
-//! On failure: what a path carried when it died goes over the others; when the last path is gone, or nothing is heard on any, the session
-//! ends with [`CloseReason::LinkLost`] and the edge starts the next one with a higher epoch.
+//! On failure: what a path carried when it died goes over the others. When no path answers, the session is dormant ([`Presence::Away`]) and
+//! goes on when one does; after [`DORMANT_FOR`], or when the hub does not know it any more, it ends and the edge starts the next one with a
+//! higher epoch.
 
 pub mod attach;
 pub mod backoff;
@@ -59,9 +60,12 @@ pub use meter::{Carried, Meter};
 pub use packets::{PacketReceiver, PacketSender};
 pub use path::Transport;
 pub use proxy::{NotAProxy, Proxy};
-pub use session::{ByteStream, Session};
+pub use session::{ByteStream, DORMANT_FOR, Session};
 pub use tls::{ALPN, Admission, ClockFloor, PeerCertificate, SERVER_NAME, TRUST_DOMAIN};
-pub use types::{CloseReason, Closed, HubAddresses, Limits, NotHubAddresses, PeerInfo, Priority, SendError, Welcome};
+pub use types::{
+    CloseReason, Closed, HubAddresses, Limits, NotHubAddresses, OpenError, PeerInfo, Presence, Priority, SendError,
+    Welcome,
+};
 
 /// The largest message that [`Session::send`] takes, in bytes. `relay` fragments what is larger.
 pub const MAX_MESSAGE: usize = 64 * 1024;

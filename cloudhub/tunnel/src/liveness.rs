@@ -3,6 +3,9 @@
 //! The edge's transport sends a PING after a while without a word ([`PING_INTERVAL`], on a metered uplink [`PING_INTERVAL_METERED`]) and
 //! repeats it while unanswered. Who has asked something (a PING, data) and hears nothing for [`ANSWER_WITHIN`] suspects the path; who
 //! hears nothing at all for the interval and [`OVERDUE`] takes it for dead: a dead hub is noticed within 10 s.
+//!
+//! A process that was stopped reads an answer late, and takes that for a round trip: after 30 s quinn's smoothed one says 4 s, and forgets
+//! it over many answers. So the least of the last minute counts, and nothing delays the 10 s.
 
 use std::time::Duration;
 
@@ -16,6 +19,8 @@ pub const PING_INTERVAL_METERED: Duration = Duration::from_secs(25);
 pub const ANSWER_WITHIN: Duration = Duration::from_millis(1500);
 /// Four round trips, where the link is slower than [`ANSWER_WITHIN`] assumes.
 const ANSWER_WITHIN_RTTS: u32 = 4;
+/// The least round trip of one or two of these counts: some PINGs of an idle path.
+const RTT_WINDOW: Duration = Duration::from_secs(30);
 /// How late the peer's PING may be.
 pub const OVERDUE: Duration = Duration::from_secs(2);
 /// How often the counters are read: half a second of the 10.
@@ -41,6 +46,9 @@ pub struct Liveness {
     heard_at: Duration,
     eliciting: u64,
     asked_at: Option<Duration>,
+    /// The least smoothed round trip of this window and of the last.
+    rtt: [Duration; 2],
+    rtt_since: Duration,
 }
 
 impl Liveness {
@@ -53,7 +61,22 @@ impl Liveness {
             heard_at: Duration::ZERO,
             eliciting: counters.eliciting,
             asked_at: None,
+            rtt: [counters.rtt; 2],
+            rtt_since: Duration::ZERO,
         }
+    }
+
+    /// How long an answer may take.
+    fn answer_within(&self) -> Duration {
+        let rtt = self.rtt[0].min(self.rtt[1]);
+        ANSWER_WITHIN.max(rtt * ANSWER_WITHIN_RTTS).min(self.silence)
+    }
+
+    fn note(&mut self, rtt: Duration) {
+        if self.now.saturating_sub(self.rtt_since) >= RTT_WINDOW {
+            (self.rtt, self.rtt_since) = ([rtt, self.rtt[0]], self.now);
+        }
+        self.rtt[0] = self.rtt[0].min(rtt);
     }
 
     /// Looks at the counters again, so long after the last look. A look that comes late counts for two ticks at most: while this
@@ -65,17 +88,17 @@ impl Liveness {
             self.heard_at = self.now;
             self.eliciting = counters.eliciting;
             self.asked_at = None;
+            self.note(counters.rtt);
             return Verdict::Alive;
         }
         if counters.eliciting != self.eliciting && self.asked_at.is_none() {
             self.asked_at = Some(self.now);
         }
-        let answer_within = ANSWER_WITHIN.max(counters.rtt * ANSWER_WITHIN_RTTS);
-        if self.now.saturating_sub(self.heard_at) >= self.silence.max(answer_within) {
+        if self.now.saturating_sub(self.heard_at) >= self.silence {
             return Verdict::Silent;
         }
         match self.asked_at {
-            Some(at) if self.now.saturating_sub(at) >= answer_within => Verdict::Unanswered,
+            Some(at) if self.now.saturating_sub(at) >= self.answer_within() => Verdict::Unanswered,
             _ => Verdict::Alive,
         }
     }
@@ -151,6 +174,34 @@ mod tests {
         let verdicts = ticks(&mut liveness, 9, slow(1, 2));
         assert_eq!(verdicts[..8], [Verdict::Alive; 8]);
         assert_eq!(verdicts[8], Verdict::Unanswered);
+    }
+
+    #[test]
+    fn an_answer_that_a_stopped_process_read_late_delays_no_verdict() {
+        // What quinn's estimator makes of 30 ms and one sample of 30 s: 4 round trips of it would be 15 s.
+        let late = |received, eliciting| Counters {
+            rtt: Duration::from_millis(3776),
+            ..seen(received, eliciting)
+        };
+        let mut liveness = peer();
+        assert_eq!(liveness.observe(Duration::from_secs(30), late(6, 5)), Verdict::Alive);
+        let after = ticks(&mut liveness, 20, late(6, 6));
+        assert_eq!(after[..3], [Verdict::Alive; 3]);
+        assert_eq!(after[3], Verdict::Unanswered, "after 1.5 s");
+        assert_eq!(after[19], Verdict::Silent, "after 10 s");
+    }
+
+    #[test]
+    fn a_link_that_has_become_slow_is_believed_after_a_minute() {
+        let slow = |received, eliciting| Counters {
+            rtt: Duration::from_secs(1),
+            ..seen(received, eliciting)
+        };
+        let mut liveness = peer();
+        (6..136).for_each(|received| _ = liveness.observe(TICK, slow(received, 5)));
+        let after = ticks(&mut liveness, 9, slow(135, 6));
+        assert_eq!(after[..8], [Verdict::Alive; 8]);
+        assert_eq!(after[8], Verdict::Unanswered);
     }
 
     #[test]

@@ -37,7 +37,7 @@ mod code {
 pub(crate) fn code_of(reason: &CloseReason) -> (u8, Vec<u8>) {
     let addresses;
     let (code, text) = match reason {
-        CloseReason::LinkLost => (code::DEAD, ""),
+        CloseReason::LinkLost | CloseReason::Forgotten => (code::DEAD, ""),
         CloseReason::PeerGoodbye { text } => (code::GOODBYE, text.as_str()),
         CloseReason::Local => (code::GOODBYE, ""),
         CloseReason::Replaced => (code::REPLACED, ""),
@@ -67,12 +67,13 @@ pub(crate) fn reason(code: u64, text: &[u8]) -> CloseReason {
         Ok(code::REDIRECTED) => match text.parse() {
             Ok(to) => CloseReason::Redirected { to },
             // Nowhere else to go: the edge looks for its hub as after any end.
-            Err(_) => CloseReason::LinkLost,
+            Err(_) => CloseReason::Forgotten,
         },
         Ok(code::REFUSED) => CloseReason::Refused {
             reason: text,
             current_epoch: None,
         },
+        // Given up by the peer, or dropped by a process that ends in a hurry: the session is another matter.
         _ => CloseReason::LinkLost,
     }
 }
@@ -83,12 +84,13 @@ pub(crate) fn close(connection: &Connection, reason: &CloseReason) {
     connection.close(VarInt::from_u32(code.into()), &text);
 }
 
-/// What the end of a connection means for the session.
+/// What the end of a connection means for the session: silence says nothing of the other end, anything else is its word.
 pub(crate) fn reason_of(error: &ConnectionError) -> CloseReason {
     match error {
         ConnectionError::ApplicationClosed(close) => reason(close.error_code.into_inner(), &close.reason),
         ConnectionError::LocallyClosed => CloseReason::Local,
-        _ => CloseReason::LinkLost,
+        ConnectionError::TimedOut => CloseReason::LinkLost,
+        _ => CloseReason::Forgotten,
     }
 }
 

@@ -5,12 +5,14 @@
 //! - peer → paths → the bond → inbox → [`Session::recv`]
 //!
 //! The state is [`Inner`]; its task ([`Inner::run`]) and those that run its paths ([`Inner::run_path`]) belong to the hub's or edge's task
-//! set. The session ends with its last path, when nothing is heard on any, or when either end closes it.
+//! set. While no path answers the session is dormant ([`Presence::Away`]): what both ends hold is kept, and nothing new is taken. It ends
+//! after a while of that ([`Inner::expire`]), when the peer does not know it any more, or when either end closes it.
 
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures::StreamExt;
@@ -26,8 +28,11 @@ use crate::lane;
 use crate::meter::Carried;
 use crate::path::{PathControl, PathTransport, Transport};
 use crate::queue::{PushError, Queues};
-use crate::types::{CloseReason, Closed, PeerInfo, Priority, SendError, Welcome};
+use crate::types::{CloseReason, Closed, OpenError, PeerInfo, Presence, Priority, SendError, Welcome};
 
+/// How long a session outlives its links at both ends: most tunnels, lifts and modems that start anew. What it holds meanwhile is bounded,
+/// and people who wait for an answer have left by then.
+pub const DORMANT_FOR: Duration = Duration::from_secs(600);
 /// Streams of the peer that wait for [`Session::accept_stream`].
 const ACCEPT_BACKLOG: usize = 8;
 /// Streams of each end that are lanes: normal and bulk messages.
@@ -92,10 +97,14 @@ impl Session {
     /// Queues a message of at most [`MAX_MESSAGE`] bytes. It is delivered zero or more times, in any order. Never blocks.
     ///
     /// # Errors
-    /// [`SendError::Busy`] when the queue of this priority is full: wait for [`Session::ready`].
+    /// [`SendError::Busy`] when the queue of this priority is full, or the session is dormant and the message is not urgent enough to be the
+    /// first word after that: wait for [`Session::ready`].
     pub fn send(&self, priority: Priority, message: Bytes) -> Result<(), SendError> {
         if message.len() > MAX_MESSAGE {
             return Err(SendError::TooLarge { size: message.len() });
+        }
+        if priority > Priority::Interactive && self.inner.driver.is_away() && !self.inner.is_closed() {
+            return Err(SendError::Busy);
         }
         self.inner
             .outbox
@@ -106,9 +115,22 @@ impl Session {
             })
     }
 
-    /// Returns when every priority has room for at least one message, or the session is over.
+    /// Returns when every priority takes at least one message, or the session is over.
     pub async fn ready(&self) {
-        self.inner.outbox.ready().await;
+        tokio::select! {
+            () = self.inner.ended() => {}
+            () = self.inner.driver.until(Presence::Here) => self.inner.outbox.ready().await,
+        }
+    }
+
+    /// Whether the other end is there, and each change of that.
+    pub fn presence(&self) -> watch::Receiver<Presence> {
+        self.inner.driver.presence()
+    }
+
+    /// Whether the other end is there now.
+    pub fn is_here(&self) -> bool {
+        !self.inner.driver.is_away()
     }
 
     /// The next message, the most urgent that has arrived. Cancel-safe.
@@ -128,11 +150,12 @@ impl Session {
     /// Opens a byte stream. The peer sees it with the first byte written.
     ///
     /// # Errors
-    /// The session is over.
-    pub async fn open_stream(&self) -> Result<ByteStream, Closed> {
+    /// The session is over, or dormant.
+    pub async fn open_stream(&self) -> Result<ByteStream, OpenError> {
         tokio::select! {
             biased;
-            closed = self.closed() => Err(closed),
+            closed = self.closed() => Err(OpenError::Closed(closed)),
+            () = self.inner.driver.until(Presence::Away) => Err(OpenError::Away),
             (reader, writer) = self.inner.driver.open_stream(Purpose::Bytes) => Ok(ByteStream::new(reader, writer)),
         }
     }
@@ -216,13 +239,15 @@ pub(crate) struct Inner {
     accepted: tokio::sync::Mutex<mpsc::Receiver<ByteStream>>,
     closed: watch::Sender<Option<CloseReason>>,
     answered: AtomicBool,
+    /// How long it may be dormant.
+    dormant_for: Duration,
 }
 
 static NEXT_ID: AtomicU64 = AtomicU64::new(1);
 
 impl Inner {
     /// A session without paths; the limits of streams in `config` are those of byte streams.
-    pub(crate) fn new(peer: PeerInfo, welcome: Welcome, config: Config) -> Arc<Self> {
+    pub(crate) fn new(peer: PeerInfo, welcome: Welcome, config: Config, dormant_for: Duration) -> Arc<Self> {
         let (accept, accepted) = mpsc::channel(ACCEPT_BACKLOG);
         let with_lanes = Config {
             max_streams: config.max_streams + LANES,
@@ -239,6 +264,7 @@ impl Inner {
             accepted: tokio::sync::Mutex::new(accepted),
             closed: watch::Sender::new(None),
             answered: AtomicBool::new(false),
+            dormant_for,
         })
     }
 
@@ -304,14 +330,14 @@ impl Inner {
     }
 
     /// Whether the peer's end of the session answers on any path within the time.
-    pub(crate) async fn challenge(&self, within: std::time::Duration) -> bool {
+    pub(crate) async fn challenge(&self, within: Duration) -> bool {
         let paths = self.driver.controls();
         let answers = paths.iter().map(|path| path.challenge());
         let mut any = FuturesUnordered::from_iter(answers);
         matches!(tokio::time::timeout(within, any.next()).await, Ok(Some(())))
     }
 
-    /// Adds a path, so that the session lives as long as it does; run it with [`Inner::run_path`]. False when the session is over or has
+    /// Adds a path; run it with [`Inner::run_path`]. False when the session is over or has
     /// as many as it may: the path is closed then.
     pub(crate) fn add_path(&self, info: PathInfo, control: Arc<dyn PathControl>) -> bool {
         let takes = self.driver.add_path(info, control.clone());
@@ -342,12 +368,26 @@ impl Inner {
         tokio::select! {
             biased;
             () = self.ended() => {}
+            () = self.expire() => {}
             () = self.driver.run_clock() => {}
             () = self.send_messages(Priority::Urgent) => {}
             () = self.send_messages(Priority::Interactive) => {}
             () = self.fill_lane(Priority::Normal) => {}
             () = self.fill_lane(Priority::Bulk) => {}
             () = self.accept_streams() => {}
+        }
+    }
+
+    /// Ends the session when it has been dormant for too long. Time in which the machine sleeps does not count: nobody could have come.
+    async fn expire(&self) {
+        let (node, epoch) = (&self.peer.node, self.peer.epoch);
+        loop {
+            self.driver.until(Presence::Away).await;
+            tracing::info!(node, epoch, "no path answers: the session is dormant");
+            tokio::select! {
+                () = self.driver.until(Presence::Here) => tracing::info!(node, epoch, "the session goes on"),
+                () = tokio::time::sleep(self.dormant_for) => return self.close(CloseReason::LinkLost, true),
+            }
         }
     }
 

@@ -29,7 +29,6 @@ use crate::meter::Carried;
 use crate::path::{Counters, Hint, PathControl, PathFacts, PathTransport, Transport};
 use crate::quic;
 use crate::records::{Decoder, Record, RecordError};
-use crate::transport::IDLE_TIMEOUT;
 use crate::types::CloseReason;
 
 /// About what a QUIC path takes at an MTU of 1500: what one loses, the other carries whole.
@@ -45,8 +44,11 @@ const UNSENT: u32 = 16 * 1024;
 const RECEIVE_BUFFER: usize = 256 * 1024;
 /// Answers to a peer that asks and does not read: more is no honest peer's.
 const MAX_ANSWERS: usize = 64 * 1024;
-/// Data that nobody acknowledges for so long ends the connection (TCP_USER_TIMEOUT, RFC 5482): the session has given it up by then.
+/// Data that nobody acknowledges for so long ends the connection (TCP_USER_TIMEOUT, RFC 5482): the session is dormant by then, and the edge
+/// dials again.
 const USER_TIMEOUT: Duration = Duration::from_secs(15);
+/// Behind our own dead-peer detection, and above the longest interval between two questions.
+const SILENT_FOR: Duration = Duration::from_secs(60);
 /// How long the last word may take.
 const FINISH_WITHIN: Duration = Duration::from_secs(1);
 
@@ -69,6 +71,21 @@ pub(crate) enum LinkError {
     Ended,
     #[error(transparent)]
     Record(#[from] RecordError),
+}
+
+impl LinkError {
+    /// Whether the other end, or its kernel, ended the stream; else nobody answered.
+    fn is_peers_word(&self) -> bool {
+        use std::io::ErrorKind::{BrokenPipe, ConnectionAborted, ConnectionReset, UnexpectedEof};
+        match self {
+            Self::Io(error) => matches!(
+                error.kind(),
+                BrokenPipe | ConnectionAborted | ConnectionReset | UnexpectedEof
+            ),
+            Self::Truncated | Self::Ended => true,
+            Self::Record(_) => false,
+        }
+    }
 }
 
 /// A connection before its path is run: one record after another.
@@ -305,7 +322,10 @@ impl TcpPath {
             }
             error => {
                 tracing::info!(remote = %self.remote, %error, "a path over TCP ended");
-                CloseReason::LinkLost
+                match error.is_peers_word() {
+                    true => CloseReason::Forgotten,
+                    false => CloseReason::LinkLost,
+                }
             }
         }
     }
@@ -346,7 +366,7 @@ impl TcpPath {
         loop {
             tokio::time::sleep(TICK).await;
             let (now, mut state) = (Instant::now(), self.state());
-            if now - state.heard >= IDLE_TIMEOUT {
+            if now - state.heard >= SILENT_FOR {
                 return CloseReason::LinkLost;
             }
             let asks = state.asks(now, self.pings);

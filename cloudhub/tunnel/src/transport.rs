@@ -10,13 +10,14 @@ use socket2::{Domain, Protocol, Socket, Type};
 
 use crate::congestion::controller::{Factory, Told};
 use crate::keys::QuicKeys;
+use crate::session::DORMANT_FOR;
 use crate::tls::TlsError;
 
 /// Kernel socket buffers: the default 208 KiB overflows in a fan-out, which costs seconds of retransmission.
 const SOCKET_BUFFER: usize = 4 * 1024 * 1024;
-/// Behind our own dead-peer detection, and above the longest interval between two PINGs; for peers that never attach, and for paths
-/// that stay suspect while others live.
-pub(crate) const IDLE_TIMEOUT: Duration = Duration::from_secs(60);
+/// A dormant session's connections outlive it, so that it goes on by one round trip over whichever of them answers. What is of no use is
+/// closed long before: a peer that does not attach, a path that is silent while others live.
+const IDLE_TIMEOUT: Duration = DORMANT_FOR.saturating_add(Duration::from_secs(60));
 /// Before the first sample: retransmits a lost first packet after 0.6 s, not 1.
 const INITIAL_RTT: Duration = Duration::from_millis(200);
 /// Streams that a peer may open: the edge one, for control frames.

@@ -39,8 +39,10 @@ impl Priority {
 /// Why a session (or one of its paths) ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum CloseReason {
-    /// No path answers any more.
+    /// No path has answered for [`crate::DORMANT_FOR`]; of one path: it does not answer any more.
     LinkLost,
+    /// The other end knows nothing of it any more: it was started again.
+    Forgotten,
     /// The other end said goodbye, with its reason. Passed to [`crate::Session::close`], it is the goodbye that we say.
     PeerGoodbye {
         /// What it said; at most 256 bytes.
@@ -75,6 +77,7 @@ impl std::fmt::Display for CloseReason {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::LinkLost => f.write_str("link lost"),
+            Self::Forgotten => f.write_str("the other end knows nothing of it any more"),
             Self::PeerGoodbye { text } => write!(f, "peer said goodbye: {text}"),
             Self::Replaced => f.write_str("replaced by a newer session"),
             Self::Refused {
@@ -137,6 +140,15 @@ impl std::fmt::Display for HubAddresses {
     }
 }
 
+/// Whether the other end of a session is there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Presence {
+    /// It answers, or has not been silent for long.
+    Here,
+    /// No path has answered for about 10 s: the session is dormant until one does, and takes nothing new meanwhile.
+    Away,
+}
+
 /// The session is over.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("session closed: {reason}")]
@@ -145,10 +157,21 @@ pub struct Closed {
     pub reason: CloseReason,
 }
 
+/// Why no stream was opened.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum OpenError {
+    /// The session is dormant: nobody would answer.
+    #[error("no uplink answers")]
+    Away,
+    /// The session is over.
+    #[error(transparent)]
+    Closed(#[from] Closed),
+}
+
 /// Why a message or a packet was not taken.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum SendError {
-    /// The queue is full: wait for [`crate::Session::ready`] or [`crate::PacketSender::ready`].
+    /// The queue is full, or the session is dormant: wait for [`crate::Session::ready`] or [`crate::PacketSender::ready`].
     #[error("the queue of this priority is full")]
     Busy,
     /// The message has more than [`crate::MAX_MESSAGE`] bytes.

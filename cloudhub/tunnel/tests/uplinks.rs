@@ -185,11 +185,13 @@ async fn uplinks_come_and_go_while_the_session_lives() {
     at_edge.send(Priority::Bulk, Bytes::from_static(b"still here")).unwrap();
     assert_eq!(soon("a message", at_hub.recv()).await.unwrap(), "still here");
     assert_eq!(at_edge.peer().epoch, 1);
-    // With the last of them the session goes, and the next one begins over what is there.
+    // All at once too: the session waits for the one that is there then.
     robot.uplinks.send_replace(vec![over("g5", &robot.links[0])]);
-    soon("the end", at_edge.closed()).await;
-    let (at_edge, at_hub) = robot.meet().await;
     have([&at_edge, &at_hub], &["g5"]).await;
+    at_hub.ready().await;
+    at_hub.send(Priority::Bulk, Bytes::from_static(b"and here")).unwrap();
+    assert_eq!(soon("a message", at_edge.recv()).await.unwrap(), "and here");
+    assert_eq!(at_edge.peer().epoch, 1);
 }
 
 #[tokio::test]

@@ -28,7 +28,7 @@ impl NodeApi for HubApi {
             .borrow()
             .clone()
             .ok_or("there is no session with the hub")?;
-        let stream = session.open_stream().await.map_err(|closed| closed.to_string())?;
+        let stream = session.open_stream().await.map_err(|error| error.to_string())?;
         let path = format!("/v1/token?namespace={namespace}&serviceaccount={service_account}");
         let answer = exchange::post(stream, &path, "application/json", request.to_string()).await;
         serde_json::from_str(&answer.map_err(|error| error.to_string())?).map_err(|error| error.to_string())

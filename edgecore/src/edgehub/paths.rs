@@ -71,6 +71,7 @@ fn totals(session: &Session) -> Value {
     let stats = session.stats();
     json!({
         "epoch": session.peer().epoch,
+        "dormant": !session.is_here(),
         "repaired": stats.repaired,
         "reinjected": stats.reinjected,
         "duplicated": stats.duplicated,

@@ -186,14 +186,14 @@ fn long_outage_above_embedded() {
     long_outage(&site, &hub);
 }
 
-/// When the hub last said in its log that a session came up, as a number of such lines.
+/// How often the hub has said in its log that a session came up, or that one goes on.
 fn sessions(hub: &Hub) -> usize {
     let log = fs::read_to_string(hub.dir().join("cloudhub.log")).unwrap_or_default();
-    log.matches("session up").count()
+    log.matches("session up").count() + log.matches("the session goes on").count()
 }
 
 fn wait_session(hub: &Hub, edge: &Edge, before: usize) -> Instant {
-    wait_for("a new session", START, || match sessions(hub) {
+    wait_for("a session", START, || match sessions(hub) {
         now if now > before => State::Done(()),
         _ => State::Not(format!("{}\n{}", edge.tail(), hub.tail())),
     })

@@ -32,14 +32,15 @@ impl Bond {
         };
         received.packets += 1;
         received.bytes += size as u64;
-        received.heard = Some(now);
-        let (mut asks, mut taken) = (Asks::Nothing, true);
+        let (mut asks, mut taken, mut is_probe) = (Asks::Nothing, true, false);
         while let Some(frame) = reader.next()? {
             if !matches!(frame, Frame::Ack(_)) {
                 asks = Asks::Soon;
             }
+            is_probe |= matches!(frame, Frame::Probe);
             taken &= self.handle_frame(now, frame)?;
         }
+        self.paths[at].heard(now, is_probe);
         if header.ack_now {
             asks = Asks::Now;
         }

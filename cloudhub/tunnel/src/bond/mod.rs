@@ -34,6 +34,7 @@ mod path;
 mod policy;
 mod ranges;
 mod reorder;
+mod rtt;
 mod schedule;
 mod stats;
 mod streams;
@@ -324,6 +325,12 @@ impl Bond {
     #[must_use]
     pub fn path_state(&self, id: PathId) -> Option<PathState> {
         self.index(id).map(|at| self.paths[at].state())
+    }
+
+    /// Since when a path does not answer; None when it does, or there is no such path.
+    #[must_use]
+    pub fn suspect_since(&self, id: PathId) -> Option<Duration> {
+        self.paths[self.index(id)?].suspect_since()
     }
 
     fn tell(&mut self, id: PathId, state: PathState) {

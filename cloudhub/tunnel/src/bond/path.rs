@@ -4,7 +4,8 @@
 //!   patience: more later packets, or one that was sent later by more
 //! - a path is *suspect* when packets are out and nothing has been acknowledged for max(100 ms, 1.5 RTT + 40 ms), at most max(150 ms,
 //!   2 RTT); idle, when a keep-alive is not answered within 1 s. What it carried goes elsewhere, it carries probes only, and after two
-//!   answers it is *live* again
+//!   answers it is *live* again. In a long outage the edge asks, and the hub as often as it hears the edge: a hub may have thousands that
+//!   are away
 //!
 //! The round trip is this path's way there and the best path's way back, since that is where acknowledgements travel.
 
@@ -16,6 +17,7 @@ use super::acks::Received;
 use super::frame::{AckBlock, Part};
 use super::policy::{Bucket, Policy};
 use super::ranges::expand;
+use super::rtt::Rtt;
 use super::streams::{Control, StreamId};
 use super::violation::Violation;
 
@@ -95,6 +97,10 @@ const ALONE_SUSPECT: Duration = Duration::from_millis(600);
 /// Losses over so many buckets of so long are one minute.
 const LOSS_BUCKETS: usize = 6;
 const LOSS_BUCKET: Duration = Duration::from_secs(10);
+/// After so many probes of a peer that has answered nothing lately this end asks too: one way may be dead.
+const ASKED: u32 = 8;
+/// In a long outage the hub asks so seldom when it hears nothing.
+const UNASKED: Duration = Duration::from_secs(10);
 /// Answered probes that make a path live again, each within a second of the one before.
 const READMIT: u32 = 2;
 
@@ -110,48 +116,15 @@ struct Sent {
     blind: bool,
 }
 
-/// Round-trip time.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Rtt {
-    pub(crate) smoothed: Duration,
-    variance: Duration,
-    /// The least of this and of the last 10 s.
-    least: [Duration; 2],
-    since: Duration,
-}
-
-impl Rtt {
-    fn new(now: Duration, first: Duration) -> Self {
-        let first = first.clamp(Duration::from_millis(1), Duration::from_secs(3));
-        Self {
-            smoothed: first,
-            variance: first / 4,
-            least: [first; 2],
-            since: now,
-        }
-    }
-
-    fn sample(&mut self, now: Duration, sample: Duration) {
-        let away = self.smoothed.abs_diff(sample);
-        self.variance = (self.variance * 3 + away) / 4;
-        self.smoothed = (self.smoothed * 7 + sample) / 8;
-        if now.saturating_sub(self.since) > Duration::from_secs(10) {
-            (self.least, self.since) = ([sample, self.least[0]], now);
-        }
-        self.least[0] = self.least[0].min(sample);
-    }
-
-    pub(crate) fn least(&self) -> Duration {
-        self.least[0].min(self.least[1])
-    }
-}
-
 #[derive(Debug, Clone, Copy)]
 struct Suspicion {
     since: Duration,
     answered: u32,
     answered_at: Duration,
     next_probe: Duration,
+    probed_at: Duration,
+    /// How long after a probe the next one may follow.
+    pause: Duration,
 }
 
 /// What an acknowledgement told.
@@ -184,6 +157,10 @@ pub(crate) struct Path {
     progress: Duration,
     last_sent: Duration,
     tail_probes: u32,
+    /// When this end slept last.
+    woke: Duration,
+    /// Probes of the peer, one soon after the other, since it answered anything of ours.
+    asked: u32,
     suspicion: Option<Suspicion>,
     reorder_packets: u64,
     reorder_time: Duration,
@@ -219,6 +196,8 @@ impl Path {
             progress: now,
             last_sent: now,
             tail_probes: 0,
+            woke: Duration::ZERO,
+            asked: 0,
             suspicion: None,
             reorder_packets: REORDER_PACKETS,
             reorder_time: REORDER_TIME,
@@ -332,8 +311,9 @@ impl Path {
         }
         if let Some((sequence, at, retired)) = newest {
             self.progress = now;
-            self.tail_probes = 0;
-            if sequence == largest {
+            (self.tail_probes, self.asked) = (0, 0);
+            // What was answered while this end slept was read late.
+            if sequence == largest && at >= self.woke {
                 let sample = now.saturating_sub(at).saturating_sub(block.delay);
                 self.rtt.sample(now, sample.max(Duration::from_micros(100)));
             }
@@ -471,6 +451,8 @@ impl Path {
             answered: 0,
             answered_at: now,
             next_probe: now,
+            probed_at: now,
+            pause: Duration::ZERO,
         });
         (self.in_flight, self.traffic, self.tail_probes) = (0, 0, 0);
         let mut contents = Vec::new();
@@ -513,6 +495,7 @@ impl Path {
 
     /// This end slept: what it could not have heard does not count.
     pub(crate) fn forgive(&mut self, now: Duration) {
+        self.woke = now;
         if self.in_flight > 0 {
             self.progress = now;
         }
@@ -533,25 +516,50 @@ impl Path {
         if self.in_flight > 0 {
             return Some(self.last_sent + KEEP_ALIVE_REPEAT.max(self.rtt.smoothed * 5 / 4));
         }
+        if self.asked >= ASKED {
+            // It may hear nothing of us, which nobody would notice here.
+            return self.received.heard;
+        }
         let pause = if best { KEEP_ALIVE_BEST } else { KEEP_ALIVE_OTHER };
         keep_alive.then(|| self.last_sent + pause)
     }
 
+    /// A packet came over it, a probe perhaps: one that is suspect is asked as soon as it may be.
+    pub(crate) fn heard(&mut self, now: Duration, is_probe: bool) {
+        let before = self.received.heard.replace(now).unwrap_or_default();
+        if now.saturating_sub(before) > Duration::from_secs(1) {
+            // Keep-alives ask seldom.
+            self.asked = 0;
+        }
+        self.asked = self.asked.saturating_add(is_probe.into());
+        if let Some(suspicion) = &mut self.suspicion {
+            suspicion.next_probe = suspicion.next_probe.min(suspicion.probed_at + suspicion.pause);
+        }
+    }
+
     /// A probe of a suspect path left: the next one follows in 50 ms, later and later in a long outage. `waiting`: something waits
-    /// for any path to come back.
-    pub(crate) fn probed(&mut self, now: Duration, waiting: bool) {
+    /// for any path to come back; `is_hub`: the peer asks too.
+    pub(crate) fn probed(&mut self, now: Duration, waiting: bool, is_hub: bool) {
+        let metered = self.policy.metered;
         if let Some(suspicion) = &mut self.suspicion {
             let outage = now.saturating_sub(suspicion.since).as_secs();
             let pause = match outage {
                 0..2 => 50,
                 2..10 => 100,
                 10..150 => 200,
-                150..3600 if waiting => 200,
+                150..3600 if waiting && !metered => 200,
                 _ if waiting => 1000,
                 150..600 => 1000,
                 _ => 25_000,
             };
-            suspicion.next_probe = now + Duration::from_millis(pause);
+            suspicion.probed_at = now;
+            suspicion.pause = Duration::from_millis(pause);
+            let unasked = if is_hub && outage >= 10 {
+                UNASKED
+            } else {
+                Duration::ZERO
+            };
+            suspicion.next_probe = now + suspicion.pause.max(unasked);
         }
         // A day of unanswered probes is not kept.
         while self.sent.len() > MAX_PROBES

@@ -131,7 +131,7 @@ impl Bond {
         if !path.is_live() {
             if due && !self.config.faults.readmit_never {
                 let waiting = self.waits();
-                self.paths[draft.at].probed(draft.now, waiting);
+                self.paths[draft.at].probed(draft.now, waiting, self.config.is_hub);
                 draft.ack_now = true;
                 if self.live() == 0 {
                     // Nothing is lost by trying: when the path is back, the most urgent is there at once.

@@ -13,7 +13,7 @@ use crate::liveness::PING_INTERVAL;
 use crate::tls::PeerCertificate;
 use crate::types::PeerInfo;
 
-/// The longest silence that an edge may announce: QUIC's own limit is 60 s.
+/// The longest silence that an edge may announce: nobody should be missed for longer than a minute.
 const MAX_PING_INTERVAL: Duration = Duration::from_secs(50);
 /// Longest boot id or uplink name in bytes.
 const MAX_NAME: usize = 64;

@@ -141,6 +141,44 @@ fn a_day_without_any_link_loses_nothing() {
     finish(&mut world, &mut copy, Duration::from_secs(15));
 }
 
+/// Packets that both ends have sent over all paths.
+fn sent(world: &World) -> [u64; 2] {
+    [0, 1].map(|end| {
+        let paths = world.ends[end].bond.path_stats().into_iter();
+        paths.map(|path| path.sent_packets).sum()
+    })
+}
+
+#[test]
+fn in_a_long_outage_the_edge_asks_and_the_hub_hardly() {
+    let (mut world, mut copy) = (world(), Copy::new());
+    world.run(world.now + ms(150), &mut copy);
+    (0..3).for_each(|path| world.silence(path, true, true));
+    let before = sent(&world);
+    world.run(world.now + Duration::from_secs(600), &mut copy);
+    let [edge, hub] = [0, 1].map(|end| sent(&world)[end] - before[end]);
+    println!("ten minutes without links: {edge} packets of the edge, {hub} of the hub");
+    assert!((6_000..12_000).contains(&edge) && hub < 3 * 250, "{edge}, {hub}");
+    (0..3).for_each(|path| world.silence(path, false, false));
+    world.run(world.now + Duration::from_secs(1), &mut copy);
+    for end in &world.ends {
+        let paths = end.bond.path_stats();
+        assert!(paths.iter().all(|path| path.state == PathState::Live), "{paths:?}");
+    }
+    finish(&mut world, &mut copy, Duration::from_secs(10));
+}
+
+#[test]
+fn a_hub_with_nothing_to_say_notices_that_it_is_not_heard() {
+    let (mut world, mut copy) = (world(), Copy::new());
+    copy.id = Some(StreamId(0));
+    world.run(world.now + ms(150), &mut copy);
+    (0..3).for_each(|path| world.silence(path, false, true));
+    world.run(world.now + Duration::from_secs(40), &mut copy);
+    let paths = world.ends[1].bond.path_stats();
+    assert!(paths.iter().all(|path| path.state == PathState::Suspect), "{paths:?}");
+}
+
 #[test]
 fn a_stopped_process_suspects_nobody_for_its_own_silence() {
     let (mut world, mut copy) = (world(), Copy::new());
@@ -150,6 +188,9 @@ fn a_stopped_process_suspects_nobody_for_its_own_silence() {
     world.run(world.now + Duration::from_secs(30) + ms(50), &mut copy);
     assert!(!copy.paths.contains(&PathState::Suspect), "{:?}", copy.paths);
     finish(&mut world, &mut copy, Duration::from_secs(10));
+    let paths = world.ends[0].bond.path_stats();
+    let fast = |rtt: Duration| rtt < Duration::from_millis(300);
+    assert!(paths.iter().all(|path| fast(path.rtt)), "answers read late: {paths:?}");
 }
 
 #[test]

@@ -3,6 +3,7 @@
 #![allow(dead_code, reason = "each test binary uses a part")]
 
 pub(crate) mod hosts;
+pub(crate) mod killed;
 pub(crate) mod namespace;
 pub(crate) mod relay;
 
@@ -18,8 +19,8 @@ use rcgen::{
     KeyPair, SanType, SerialNumber,
 };
 use tunnel::{
-    Admission, ClockFloor, Edge, EdgeConfig, EpochSource, Hub, HubConfig, Limits, Meter, PeerCertificate, QuicKeys,
-    SERVER_NAME, tls,
+    Admission, ClockFloor, Edge, EdgeConfig, EpochSource, Hub, HubConfig, Limits, Meter, PeerCertificate, Presence,
+    QuicKeys, SERVER_NAME, Session, tls,
 };
 
 /// Certificates of one installation.
@@ -184,6 +185,7 @@ impl Site {
             limits: Limits::default(),
             keys: self.keys.clone(),
             admission: self.gate.clone(),
+            dormant_for: tunnel::DORMANT_FOR,
         }
     }
 
@@ -202,12 +204,24 @@ impl Site {
             fallback: tunnel::Fallback::default(),
             clock_floor: ClockFloor::default(),
             meter: Meter::default(),
+            dormant_for: tunnel::DORMANT_FOR,
         }
     }
 
     pub(crate) fn edge(&self, node: &str, hub: SocketAddr) -> Edge {
         Edge::new(self.edge_config(node, hub)).unwrap()
     }
+}
+
+/// Waits until the session is what is wanted.
+pub(crate) async fn becomes(session: &Session, wanted: Presence) {
+    let mut presence = session.presence();
+    let changed = soon(
+        &format!("{wanted:?}"),
+        presence.wait_for(|presence| *presence == wanted),
+    )
+    .await;
+    assert!(changed.is_ok(), "the session is gone");
 }
 
 /// A deadline for everything that a test waits for.

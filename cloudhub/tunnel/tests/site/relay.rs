@@ -2,13 +2,15 @@
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::Duration;
 
 /// Forwards datagrams of one client, until it is cut: a link that dies without a word.
 pub(crate) struct UdpRelay {
     pub(crate) address: SocketAddr,
     cut: tokio::sync::watch::Sender<bool>,
+    /// What the hub says gets lost.
+    deaf: Arc<AtomicBool>,
     forwarded: tokio::sync::watch::Receiver<u64>,
     lost_of_thousand: Arc<AtomicU32>,
     _task: tokio::task::JoinSet<()>,
@@ -30,6 +32,8 @@ impl UdpRelay {
         let (count, forwarded) = tokio::sync::watch::channel(0);
         let lost_of_thousand = Arc::new(AtomicU32::new(0));
         let loss = lost_of_thousand.clone();
+        let deaf = Arc::new(AtomicBool::new(false));
+        let is_deaf = deaf.clone();
         let mut task = tokio::task::JoinSet::new();
         task.spawn(async move {
             let mut client = None;
@@ -46,7 +50,7 @@ impl UdpRelay {
                 let passes = size <= mtu && !lost && !*is_cut.borrow();
                 if passes && upwards {
                     let _ = back.send(&up[..size]).await;
-                } else if let (true, Some(client)) = (passes, client) {
+                } else if let (true, Some(client)) = (passes && !is_deaf.load(Ordering::Relaxed), client) {
                     let _ = front.send_to(&down[..size], client).await;
                 }
                 count.send_modify(|count| *count += size as u64);
@@ -55,6 +59,7 @@ impl UdpRelay {
         Self {
             address,
             cut,
+            deaf,
             forwarded,
             lost_of_thousand,
             _task: task,
@@ -65,8 +70,14 @@ impl UdpRelay {
         self.cut.send_replace(true);
     }
 
+    /// One way only: what the hub says gets lost.
+    pub(crate) fn cut_down(&self) {
+        self.deaf.store(true, Ordering::Relaxed);
+    }
+
     pub(crate) fn mend(&self) {
         self.cut.send_replace(false);
+        self.deaf.store(false, Ordering::Relaxed);
     }
 
     /// From now on so many packets of a thousand get lost, both ways.

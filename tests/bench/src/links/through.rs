@@ -344,6 +344,7 @@ fn hub(keys: &Keys, listen: SocketAddr) -> Result<Hub> {
         limits: Limits::default(),
         keys: QuicKeys::generate(),
         admission: Arc::new(Everybody),
+        dormant_for: tunnel::DORMANT_FOR,
     })?)
 }
 
@@ -368,6 +369,7 @@ fn edge_config(
         fallback: tunnel::Fallback::default(),
         clock_floor: ClockFloor::default(),
         meter: Meter::default(),
+        dormant_for: tunnel::DORMANT_FOR,
     })
 }
 

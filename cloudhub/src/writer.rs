@@ -243,11 +243,13 @@ impl Reports for Writer {
 
     async fn session_up(&self, node: &str, info: SessionInfo) {
         let epoch = info.epoch;
+        let wake = Arc::new(Notify::new());
+        self.registry.wake_on_change(node, wake.clone());
         let live = Live {
             info,
             node: None,
             pods: BTreeMap::new(),
-            wake: Arc::new(Notify::new()),
+            wake,
         };
         if let Some(replaced) = self.lock().insert(node.to_owned(), live) {
             replaced.wake.notify_one();
@@ -265,6 +267,7 @@ impl Reports for Writer {
                 .is_some_and(|l| l.info.epoch == info.epoch && l.info.incarnation == info.incarnation);
             if ours && let Some(gone) = live.remove(node) {
                 gone.wake.notify_one();
+                self.registry.forget_wake(node, &gone.wake);
             }
             ours
         };

@@ -1,14 +1,17 @@
 //! Simulated edges: edgecore's own end of the cable ([`EdgeHub`]: tunnel, relay, replica, outbox) over loopback UDP, each with
-//! the certificate of a real join, over a store in memory. No containerd, no pods that run.
+//! the certificate of a real join, or one that the hub's CA has signed, over a store in memory. No containerd, no pods that run.
 
-use std::fs;
+use std::fs::{self, Permissions};
+use std::ops::Range;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context as _, Result, anyhow, bail};
+use cloudhub::identity::Authority;
 use cri::CriRuntime;
 use edgecore::config::EdgecoreConfig;
 use edgecore::edgehub::EdgeHub;
@@ -19,6 +22,7 @@ use kit::process::run;
 use kit::site::{HUB, JOIN_PORT};
 use kit::{Hub, Site, paths};
 use metastore::{Batch, Store};
+use rcgen::{CertificateParams, DistinguishedName, KeyPair};
 use serde::Deserialize;
 use serde_json::json;
 use tokio::sync::watch;
@@ -47,23 +51,57 @@ pub(super) fn own(n: usize) -> String {
 /// # Errors
 /// The first join that was refused.
 pub(super) fn join(site: &Site, hub: &Hub<'_>, count: usize) -> Result<()> {
-    let next = AtomicUsize::new(0);
+    each(0..count, JOINS_AT_ONCE, |n| {
+        join_one(site, hub, &name(n)).context("join")
+    })
+}
+
+/// Makes edges 1 to `count` of edge 0, which has joined: the same files with their own names, and certificates of their own that
+/// the hub's CA signs. A join is two processes; ten thousand of them would be most of the measurement.
+///
+/// # Errors
+/// When a file cannot be written, or the CA does not sign.
+pub(super) fn multiply(site: &Site, ca: &Authority, count: usize) -> Result<()> {
+    let (model, now) = (name(0), SystemTime::now().duration_since(UNIX_EPOCH)?);
+    let from = folder(site, &model);
+    let config = fs::read_to_string(from.join("edgecore.yaml"))?;
+    let make = |n: usize| -> Result<()> {
+        let name = name(n);
+        let pki = folder(site, &name).join("pki");
+        fs::create_dir_all(&pki)?;
+        let key = KeyPair::generate()?;
+        let mut params = CertificateParams::default();
+        params.distinguished_name = DistinguishedName::new();
+        let request = params.serialize_request(&key)?.pem()?;
+        fs::write(pki.join("client.crt"), ca.sign_node(&name, 1, &request, now)?)?;
+        fs::write(pki.join("client.key"), key.serialize_pem())?;
+        fs::set_permissions(pki.join("client.key"), Permissions::from_mode(0o600))?;
+        for shared in ["serving-ca.crt", "tunnel-ca.crt"] {
+            fs::hard_link(from.join("pki").join(shared), pki.join(shared))?;
+        }
+        fs::write(folder(site, &name).join("edgecore.yaml"), config.replace(&model, &name))?;
+        Ok(())
+    };
+    each(1..count, thread::available_parallelism()?.get(), make)
+}
+
+/// Does `work` for each number, by so many threads.
+fn each(numbers: Range<usize>, threads: usize, work: impl Fn(usize) -> Result<()> + Sync) -> Result<()> {
+    let next = AtomicUsize::new(numbers.start);
     let worker = || -> Result<()> {
         loop {
             let n = next.fetch_add(1, Ordering::Relaxed);
-            if n >= count {
+            if n >= numbers.end {
                 return Ok(());
             }
-            join_one(site, hub, &name(n)).with_context(|| format!("join edge {n}"))?;
+            work(n).with_context(|| format!("edge {n}"))?;
         }
     };
     thread::scope(|scope| {
-        let workers: Vec<_> = (0..JOINS_AT_ONCE).map(|_| scope.spawn(worker)).collect();
-        workers.into_iter().try_for_each(|worker| {
-            worker
-                .join()
-                .map_err(|_| anyhow!("a thread that joins edges panicked"))?
-        })
+        let workers: Vec<_> = (0..threads).map(|_| scope.spawn(worker)).collect();
+        workers
+            .into_iter()
+            .try_for_each(|worker| worker.join().map_err(|_| anyhow!("a thread of the fleet panicked"))?)
     })
 }
 

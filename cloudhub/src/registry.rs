@@ -567,6 +567,7 @@ impl State {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use futures::FutureExt as _;
     use serde_json::json;
 
     fn pod(name: &str, node: &str, rv: u64) -> Value {
@@ -617,6 +618,28 @@ mod tests {
             ["Pod/default/a"]
         );
         assert_eq!(state.pods.len(), 1);
+    }
+
+    #[tokio::test]
+    async fn a_change_wakes_its_own_node_and_no_other() {
+        let api = KubeApi::new(kube::Config::new(http::Uri::from_static("http://127.0.0.1:1"))).unwrap();
+        let registry = Registry::new(api, Points::ByHub);
+        let [mine, other] = ["n", "other"].map(|node| {
+            let wake = Arc::new(Notify::new());
+            registry.lock().served.insert(node.into());
+            registry.wake_on_change(node, wake.clone());
+            wake
+        });
+        let woken = |wake: &Notify| wake.notified().now_or_never().is_some();
+        registry.take(Kind::Pod, Change::Apply(pod("a", "n", 5)));
+        assert!(woken(&mine) && !woken(&other));
+        assert!(registry.pod("n", "default", "a").is_some() && registry.pod("other", "default", "a").is_none());
+        registry.take(Kind::Pod, Change::Bookmark(9));
+        assert!(!woken(&mine), "how far a watch is, is no news of a node");
+        // Of a session that was replaced: the wake is another's by now.
+        registry.forget_wake("n", &other);
+        registry.take(Kind::Pod, Change::Delete(pod("a", "n", 10)));
+        assert!(woken(&mine) && registry.lock().pods.is_empty());
     }
 
     #[test]

@@ -64,6 +64,8 @@ const AT_ONCE: usize = 16;
 /// What a connected edge may cost the hub, and a pod of it, KiB.
 const SESSION: f64 = 64.0;
 const POD: f64 = 5.0;
+/// Edges of ten thousand that begin at once: the handshakes' other ends have the hub's cores too, and would run into their deadlines.
+const WAVE: usize = 500;
 /// Commits of a real store.
 const COMMITS: usize = 100;
 
@@ -90,8 +92,10 @@ impl Plan {
             Above::Recorded => (60, 60),
             Above::KubeApiserver | Above::Embedded => (60, 20),
         };
+        let edges = self.edges.unwrap_or_else(|| above.edges(self.quick));
         Extent {
-            edges: self.edges.unwrap_or_else(|| above.edges(self.quick)),
+            edges,
+            wave: if above == Above::Recorded { WAVE } else { edges },
             memory_alone: self.memory,
             changes: if self.quick { 50 } else { 500 },
             fan_outs: if self.quick { 3 } else { 10 },
@@ -105,6 +109,8 @@ impl Plan {
 #[derive(Debug, Clone, Copy)]
 struct Extent {
     edges: usize,
+    /// So many come to a hub at once; the next when all of these have a session.
+    wave: usize,
     /// No times, no traffic.
     memory_alone: bool,
     changes: usize,
@@ -283,8 +289,11 @@ impl<'a> Bench<'a> {
         let before = Memory::of(pid)?;
         let (site, edges, board, start) = (self.site, self.extent.edges, &self.board, Instant::now());
         let (fleet, sessions) = self.runtime.block_on(async {
-            let fleet = Fleet::start(site, edges, board)?;
-            fleet.connected(&[], limit).await?;
+            let mut fleet = Fleet::start(site, 0, board)?;
+            for first in (0..edges).step_by(self.extent.wave) {
+                fleet.add(site, first..edges.min(first + self.extent.wave), board)?;
+                fleet.connected(&[], limit).await?;
+            }
             let sessions = start.elapsed();
             fleet.complete(limit).await?;
             until("each edge holds its pod", limit, || fleet.with_pod() == edges).await?;

@@ -64,7 +64,9 @@ pub(super) fn join(site: &Site, hub: &Hub<'_>, count: usize) -> Result<()> {
 pub(super) fn multiply(site: &Site, ca: &Authority, count: usize) -> Result<()> {
     let (model, now) = (name(0), SystemTime::now().duration_since(UNIX_EPOCH)?);
     let from = folder(site, &model);
+    // No way over TCP: where the edges themselves take the hub's cores, each would try that too.
     let config = fs::read_to_string(from.join("edgecore.yaml"))?;
+    let config = config.replacen("\nhub:\n", "\nhub:\n  fallback:\n    enabled: false\n", 1);
     let make = |n: usize| -> Result<()> {
         let name = name(n);
         let pki = folder(site, &name).join("pki");
@@ -142,42 +144,50 @@ struct Sim {
 pub(super) struct Fleet {
     sims: Vec<Sim>,
     tasks: JoinSet<()>,
-    _stop: watch::Sender<bool>,
+    stop: watch::Sender<bool>,
 }
 
 impl Fleet {
-    /// Starts `count` edges that have joined, all at once.
+    /// Starts edges 0 to `count`, which have joined, all at once.
     ///
     /// # Errors
     /// When one's configuration cannot be read.
     pub(super) fn start(site: &Site, count: usize, board: &Board) -> Result<Self> {
-        let (stop, stopped) = watch::channel(false);
+        let mut fleet = Self {
+            sims: Vec::new(),
+            tasks: JoinSet::new(),
+            stop: watch::Sender::new(false),
+        };
+        fleet.add(site, 0..count, board)?;
+        Ok(fleet)
+    }
+
+    /// Starts these edges too.
+    ///
+    /// # Errors
+    /// When one's configuration cannot be read.
+    pub(super) fn add(&mut self, site: &Site, numbers: Range<usize>, board: &Board) -> Result<()> {
         let identity = machine::identity();
         // Nobody asks a simulated edge for logs; the kubelet API wants a runtime all the same.
         let (runtime, _pump) = CriRuntime::new(Path::new("/nonexistent"));
         let runtime = Arc::new(runtime);
-        let mut fleet = Self {
-            sims: Vec::new(),
-            tasks: JoinSet::new(),
-            _stop: stop,
-        };
-        for n in 0..count {
+        for n in numbers {
             let name = name(n);
             let config = Arc::new(EdgecoreConfig::load(&folder(site, &name).join("edgecore.yaml"))?);
             let store = Store::in_memory();
             report_node(&store, &config, &identity)?;
             let kubelet = KubeletApi::new(&config, runtime.clone(), Arc::new(store.clone()));
-            let edge = EdgeHub::new(config, store.clone(), (kubelet, true), stopped.clone())?;
-            fleet.sims.push(Sim {
+            let edge = EdgeHub::new(config, store.clone(), (kubelet, true), self.stop.subscribe())?;
+            self.sims.push(Sim {
                 name,
                 store: store.clone(),
                 sessions: edge.sessions(),
                 complete: edge.complete(),
             });
-            fleet.tasks.spawn(edge.run());
-            fleet.tasks.spawn(look(store, own(n), board.clone()));
+            self.tasks.spawn(edge.run());
+            self.tasks.spawn(look(store, own(n), board.clone()));
         }
-        Ok(fleet)
+        Ok(())
     }
 
     /// Waits until every edge has a session of a higher epoch than in `before`; gives the new epochs.

@@ -48,7 +48,7 @@ fn all(bench: &mut Bench<'_>, feed: &Feed, hub: &mut Hub<'_>) -> Result<()> {
         .into_iter()
         .zip(times)
     {
-        let what = format!("{} edges at once, {what}", bench.extent.edges);
+        let what = format!("{} edges, {} at once: {what}", bench.extent.edges, bench.extent.wave);
         bench
             .rows
             .push(Row::new(bench.above, what, "s", Samples::one(took.as_secs_f64())));

@@ -41,6 +41,8 @@ pub struct Node {
     pub object: Packed,
     /// Kedge's: joined by a robot.
     pub is_edge: bool,
+    /// Its condition EdgeConnected is True.
+    pub is_connected: bool,
     /// Where its kubelet API was served last.
     pub kubelet_port: Option<u16>,
     pub(super) desired: Arc<Desired>,
@@ -73,6 +75,7 @@ impl From<&Value> for Node {
         Self {
             version: version(object),
             is_edge: object["metadata"]["labels"][EDGE_LABEL] == "true",
+            is_connected: is_connected(object),
             kubelet_port: object["status"]["daemonEndpoints"]["kubeletEndpoint"]["Port"]
                 .as_u64()
                 .and_then(|port| u16::try_from(port).ok()),
@@ -80,6 +83,11 @@ impl From<&Value> for Node {
             object: Packed::from(object),
         }
     }
+}
+
+fn is_connected(node: &Value) -> bool {
+    let mut conditions = node["status"]["conditions"].as_array().into_iter().flatten();
+    conditions.any(|condition| condition["type"] == "EdgeConnected" && condition["status"] == "True")
 }
 
 fn is_patient(pod: &Value) -> bool {

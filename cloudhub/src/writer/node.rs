@@ -558,12 +558,8 @@ pub(super) async fn departed(writer: &Writer, node: &str, why: &Departure, at: S
 /// Whether the API says that the node is connected although no hub has its session: it went away while no hub was there to see
 /// it. Gives when it was last seen.
 pub(super) async fn unseen_departure(writer: &Writer, node: &str) -> Option<SystemTime> {
-    // First, for most are there, and to look into a Node it is parsed.
-    if writer.lock().contains_key(node) {
-        return None;
-    }
-    let object = writer.registry.node(node)?;
-    if condition(&object.object.value(), "EdgeConnected")["status"] != "True" {
+    // All nodes are looked at: nothing of them is parsed.
+    if writer.lock().contains_key(node) || !writer.registry.node(node)?.is_connected {
         return None;
     }
     let path = format!("/apis/coordination.k8s.io/v1/namespaces/kube-node-lease/leases/{node}");

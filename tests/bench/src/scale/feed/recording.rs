@@ -72,6 +72,30 @@ async fn events(client: &kube::Client, path: &str, from: &str) -> Result<Vec<Val
         .collect()
 }
 
+/// The object of the last event of each Node, pod and ConfigMap since `from`, by plural and name; and how many events there were.
+async fn last_events(client: &kube::Client, from: &str) -> Result<(BTreeMap<(&'static str, String), Value>, usize)> {
+    let (mut last, mut count) = (BTreeMap::new(), 0);
+    for (plural, path) in [
+        ("nodes", "/api/v1/nodes"),
+        ("pods", "/api/v1/namespaces/default/pods"),
+        ("configmaps", "/api/v1/namespaces/default/configmaps"),
+    ] {
+        for mut event in events(client, path, from).await? {
+            let object = event["object"].take();
+            match event["type"].as_str() {
+                Some("ADDED" | "MODIFIED") => {
+                    count += 1;
+                    let name = object["metadata"]["name"].as_str().unwrap_or_default().to_owned();
+                    last.insert((plural, name), object);
+                }
+                Some("BOOKMARK") => {}
+                _ => bail!("an event that was not expected: {object}"),
+            }
+        }
+    }
+    Ok((last, count))
+}
+
 /// Whether the hub and its edge have nothing more to write.
 fn is_settled(node: &Value, pod: &Value) -> bool {
     let connected = |condition: &Value| condition["type"] == "EdgeConnected" && condition["status"] == "True";
@@ -106,30 +130,7 @@ impl Recording {
     }
 
     async fn read(client: &kube::Client, from: &str) -> Result<Self> {
-        let (mut last, mut count) = (BTreeMap::new(), 0);
-        for (plural, path) in [
-            ("nodes", "/api/v1/nodes"),
-            ("pods", "/api/v1/namespaces/default/pods"),
-            ("configmaps", "/api/v1/namespaces/default/configmaps"),
-        ] {
-            for mut event in events(client, path, from).await? {
-                let object = event["object"].take();
-                match event["type"].as_str() {
-                    Some("ADDED" | "MODIFIED") => {
-                        count += 1;
-                        last.insert(
-                            (
-                                plural,
-                                object["metadata"]["name"].as_str().unwrap_or_default().to_owned(),
-                            ),
-                            object,
-                        );
-                    }
-                    Some("BOOKMARK") => {}
-                    _ => bail!("an event that was not expected: {object}"),
-                }
-            }
-        }
+        let (mut last, count) = last_events(client, from).await?;
         let mut take = |plural: &'static str, name: &str| {
             let object = last.remove(&(plural, name.to_owned()));
             object.with_context(|| format!("no event of {plural} {name} in {count}"))

@@ -234,7 +234,9 @@ fn lines(body: Body, path: String, place: Place) -> impl futures::Stream<Item = 
     futures::stream::try_unfold(state, |(mut body, mut rest, path, place)| async move {
         loop {
             if let Some(end) = rest.iter().position(|b| *b == b'\n') {
-                let line: Vec<u8> = rest.drain(..=end).collect();
+                let behind = rest.split_off(end + 1);
+                // Most watches tell something once a minute: what they read into is not kept meanwhile.
+                let line = std::mem::replace(&mut rest, behind);
                 let fail = |source: serde_json::Error| ApiError::Transport {
                     path: path.clone(),
                     source: source.into(),

@@ -9,7 +9,7 @@
 
 pub mod authority;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::convert::Infallible;
 use std::net::{IpAddr, SocketAddr};
 use std::ops::RangeInclusive;
@@ -31,7 +31,7 @@ use tokio::sync::Mutex;
 use tokio::task::JoinSet;
 use tokio_rustls::TlsAcceptor;
 
-use crate::identity::Identity;
+use crate::identity::{Identity, Serving};
 use crate::registry::Registry;
 use crate::writer::KubeletAddress;
 use authority::Authority;
@@ -83,6 +83,9 @@ pub struct KubeletProxy {
 #[derive(Debug, Default)]
 struct Ports {
     of: HashMap<String, u16>,
+    taken: HashSet<u16>,
+    /// Where the search for a free one begins: ports before it are nearly all taken.
+    next: u16,
     /// The nodes' listeners.
     tasks: JoinSet<()>,
 }
@@ -105,11 +108,22 @@ impl KubeletAddress for KubeletProxy {
         if let Some(port) = ports.of.get(node) {
             return Some((self.config.advertise.clone(), *port));
         }
-        let taken: Vec<u16> = ports.of.values().copied().collect();
-        for port in self.config.ports.clone().filter(|port| !taken.contains(port)) {
+        // The one that its Node names, if it is free: after this hub's start no Node has to be written for its port's sake.
+        let last = self.config.registry.node(node).and_then(|node| node.kubelet_port);
+        let last = last.filter(|port| self.config.ports.contains(port));
+        let next = ports.next.max(*self.config.ports.start());
+        let all = (next..=*self.config.ports.end()).chain(*self.config.ports.start()..next);
+        for port in last.into_iter().chain(all) {
+            if ports.taken.contains(&port) {
+                continue;
+            }
             let Ok(listener) = TcpListener::bind(SocketAddr::new(IpAddr::from([0, 0, 0, 0]), port)).await else {
                 continue;
             };
+            if last != Some(port) {
+                ports.next = port.saturating_add(1);
+            }
+            ports.taken.insert(port);
             let port = listener.local_addr().ok()?.port();
             ports.of.insert(node.to_owned(), port);
             let serving = serve(self.config.clone(), node.to_owned(), listener, self.places.clone());
@@ -122,13 +136,8 @@ impl KubeletAddress for KubeletProxy {
 }
 
 async fn serve(config: Arc<Config>, node: String, listener: TcpListener, places: Places) {
-    let serving = match config.identity.serving(&[config.advertise.clone(), node.clone()]) {
-        Ok(serving) => serving,
-        Err(error) => {
-            tracing::error!(node, %error, "no serving certificate for the node's kubelet API");
-            return;
-        }
-    };
+    // Made for the first caller: most nodes have none for days, and a certificate with its key is kilobytes.
+    let mut made = None;
     let mut tasks = JoinSet::new();
     loop {
         tokio::select! {
@@ -137,7 +146,8 @@ async fn serve(config: Arc<Config>, node: String, listener: TcpListener, places:
             accepted = listener.accept() => match accepted {
                 Ok((stream, remote)) => match places.take() {
                     Some(place) => {
-                        let (config, node, serving) = (config.clone(), node.clone(), serving.clone());
+                        let Some(serving) = serving(&config, &node, &mut made) else { continue };
+                        let (config, node) = (config.clone(), node.clone());
                         tasks.spawn(connection((config, node, place), stream, serving));
                     }
                     None => tracing::warn!(node, %remote, limit = places.limit(), "a connection too many is closed"),
@@ -152,12 +162,19 @@ async fn serve(config: Arc<Config>, node: String, listener: TcpListener, places:
     }
 }
 
+/// The certificate of a node's kubelet API, made once.
+fn serving(config: &Config, node: &str, made: &mut Option<Arc<Serving>>) -> Option<Arc<Serving>> {
+    if made.is_none() {
+        match config.identity.serving(&[config.advertise.clone(), node.to_owned()]) {
+            Ok(serving) => *made = Some(serving),
+            Err(error) => tracing::error!(node, %error, "no serving certificate for the node's kubelet API"),
+        }
+    }
+    made.clone()
+}
+
 /// One connection; a stranger's ends when a newcomer needs its place.
-async fn connection(
-    (config, node, place): (Arc<Config>, String, Place),
-    stream: TcpStream,
-    serving: Arc<crate::identity::Serving>,
-) {
+async fn connection((config, node, place): (Arc<Config>, String, Place), stream: TcpStream, serving: Arc<Serving>) {
     let mut proxy = Proxy {
         config,
         node,
@@ -198,7 +215,7 @@ async fn connection(
 async fn accept(
     config: &Config,
     stream: TcpStream,
-    serving: Arc<crate::identity::Serving>,
+    serving: Arc<Serving>,
 ) -> Option<tokio_rustls::server::TlsStream<TcpStream>> {
     let builder = rustls::ServerConfig::builder_with_provider(tunnel::tls::provider());
     let builder = builder.with_safe_default_protocol_versions().ok()?;

@@ -40,7 +40,12 @@ const RETRY: Duration = Duration::from_secs(1);
 struct State {
     identity: Option<ApiIdentity>,
     era: u64,
-    pods: BTreeMap<(String, String), Arc<Pod>>,
+    /// By the node that they are bound to, which has a hundred or so: with thousands of nodes nobody may look through all.
+    pods: HashMap<String, Vec<Arc<Pod>>>,
+    /// Nodes whose pods have changed since the by-name watches were last looked at.
+    repodded: BTreeSet<String>,
+    /// By node: who wants to know of changes of it and its pods.
+    wakes: HashMap<String, Arc<Notify>>,
     nodes: BTreeMap<String, Arc<Node>>,
     classes: BTreeMap<String, Arc<Desired>>,
     marks: BTreeMap<Kind, u64>,
@@ -65,8 +70,10 @@ struct State {
 pub struct Registry {
     api: KubeApi,
     state: Arc<Mutex<State>>,
-    /// Something changed: for the by-name watches and the writer.
+    /// Something changed: for who looks at the whole fleet.
     changed: watch::Sender<u64>,
+    /// Pods changed: for the by-name watches.
+    repodded: Arc<Notify>,
     /// A node became served: its pods were dropped so far.
     list_pods: Arc<Notify>,
     /// Pods were listed: the API may be another state of itself.
@@ -82,6 +89,7 @@ impl Registry {
             points,
             state: Arc::default(),
             changed: watch::Sender::new(0),
+            repodded: Arc::default(),
             list_pods: Arc::new(Notify::new()),
             listed: Arc::new(Notify::new()),
         }
@@ -94,6 +102,19 @@ impl Registry {
     /// Changes whenever anything does; read what you need after it.
     pub fn changed(&self) -> watch::Receiver<u64> {
         self.changed.subscribe()
+    }
+
+    /// Wakes `wake`, and no earlier one of that node, whenever the node or a pod of it changes; read what you need after it.
+    pub fn wake_on_change(&self, node: &str, wake: Arc<Notify>) {
+        self.lock().wakes.insert(node.to_owned(), wake);
+    }
+
+    /// Nobody asks for changes of `node` any more; unless `wake` has been replaced by then.
+    pub fn forget_wake(&self, node: &str, wake: &Arc<Notify>) {
+        let mut state = self.lock();
+        if state.wakes.get(node).is_some_and(|known| Arc::ptr_eq(known, wake)) {
+            state.wakes.remove(node);
+        }
     }
 
     /// Whether all kinds are listed and the API is identified.
@@ -135,14 +156,18 @@ impl Registry {
         next
     }
 
-    /// A pod that is bound to a served node.
-    pub fn pod(&self, namespace: &str, name: &str) -> Option<Arc<Pod>> {
-        self.lock().pods.get(&(namespace.to_owned(), name.to_owned())).cloned()
+    /// A pod that is bound to this served node.
+    pub fn pod(&self, node: &str, namespace: &str, name: &str) -> Option<Arc<Pod>> {
+        let state = self.lock();
+        let found = state.pods.get(node)?.iter().find(|pod| pod.is(namespace, name));
+        found.cloned()
     }
 
-    /// All pods of served nodes.
-    pub fn pods(&self) -> Vec<Arc<Pod>> {
-        self.lock().pods.values().cloned().collect()
+    /// The pods of served nodes that are not [`Pod::is_patient`].
+    pub fn impatient_pods(&self) -> Vec<Arc<Pod>> {
+        let state = self.lock();
+        let pods = state.pods.values().flatten();
+        pods.filter(|pod| !pod.is_patient).cloned().collect()
     }
 
     /// A node.
@@ -155,7 +180,7 @@ impl Registry {
         let state = self.lock();
         let mut nodes = serde_json::Map::new();
         for node in &state.served {
-            let pods = state.pods.values().filter(|pod| pod.node == *node).count();
+            let pods = state.pods.get(node).map_or(0, Vec::len);
             let view = state.views.get(node).map(|sender| sender.borrow().clone());
             let objects = view.as_ref().map_or(0, |view| view.objects.len());
             let complete = view.is_some_and(|view| view.synced);
@@ -273,6 +298,8 @@ impl Registry {
         if kind == Kind::Pod && matches!(change, Change::List(..)) {
             self.listed.notify_one();
         }
+        // What is told of a kind as a whole is no news to who wants to know of one node.
+        let is_news = matches!(kind, Kind::Pod | Kind::Node) && !matches!(change, Change::Bookmark(_));
         let dirty = match change {
             Change::List(items, rv) => state.replace(kind, items, rv),
             Change::Apply(object) => {
@@ -298,6 +325,13 @@ impl Registry {
         let more_served = state.served.len() > served_before;
         for node in &dirty {
             state.publish(node);
+            if let Some(wake) = state.wakes.get(node).filter(|_| is_news) {
+                wake.notify_one();
+            }
+        }
+        if kind == Kind::Pod && is_news {
+            state.repodded.extend(dirty);
+            self.repodded.notify_one();
         }
         drop(state);
         if more_served {
@@ -308,28 +342,32 @@ impl Registry {
 
     /// Keeps one watch by name for each Secret and ConfigMap that a served node's pods name.
     async fn watch_named(&self) {
-        let mut changed = self.changed.subscribe();
         let mut tasks = JoinSet::new();
-        let mut running: HashMap<(String, ObjectKey), AbortHandle> = HashMap::new();
+        let mut running: HashMap<String, HashMap<ObjectKey, AbortHandle>> = HashMap::new();
         loop {
-            let needed = self.lock().needed();
-            running.retain(|key, task| {
-                let keep = needed.contains(key);
-                if !keep {
-                    task.abort();
-                    self.forget(&key.0, &key.1);
+            let repodded = std::mem::take(&mut self.lock().repodded);
+            for node in repodded {
+                let needed = self.lock().needed(&node);
+                let mut watches = running.remove(&node).unwrap_or_default();
+                watches.retain(|key, task| {
+                    let keep = needed.contains(key);
+                    if !keep {
+                        task.abort();
+                        self.forget(&node, key);
+                    }
+                    keep
+                });
+                for key in needed {
+                    watches
+                        .entry(key.clone())
+                        .or_insert_with(|| tasks.spawn(self.clone().watch_one(node.clone(), key)));
                 }
-                keep
-            });
-            for key in needed {
-                running
-                    .entry(key.clone())
-                    .or_insert_with(|| tasks.spawn(self.clone().watch_one(key.0, key.1)));
+                if !watches.is_empty() {
+                    running.insert(node, watches);
+                }
             }
             while tasks.try_join_next().is_some() {}
-            if changed.changed().await.is_err() {
-                return;
-            }
+            self.repodded.notified().await;
         }
     }
 
@@ -384,6 +422,7 @@ impl State {
         }
         match kind {
             Kind::Pod => {
+                // Those whose last pod is gone are among the served.
                 self.pods.clear();
                 self.listed.clone_from(&self.served);
                 self.pod_lists += 1;
@@ -422,7 +461,9 @@ impl State {
                 if !self.served.contains(&node) {
                     return BTreeSet::new();
                 }
-                self.pods.insert((namespace, name), Arc::new(Pod::from(&object)));
+                let pods = self.pods.entry(node.clone()).or_default();
+                pods.retain(|pod| !pod.is(&namespace, &name));
+                pods.push(Arc::new(Pod::from(&object)));
                 BTreeSet::from([node])
             }
             Kind::Node => {
@@ -444,8 +485,15 @@ impl State {
         let text = |field: &str| object["metadata"][field].as_str().unwrap_or_default().to_owned();
         match kind {
             Kind::Pod => {
-                let gone = self.pods.remove(&(text("namespace"), text("name")));
-                gone.map(|pod| pod.node.clone()).into_iter().collect()
+                let node = object["spec"]["nodeName"].as_str().unwrap_or_default().to_owned();
+                let Some(pods) = self.pods.get_mut(&node) else {
+                    return BTreeSet::new();
+                };
+                pods.retain(|pod| !pod.is(&text("namespace"), &text("name")));
+                if pods.is_empty() {
+                    self.pods.remove(&node);
+                }
+                BTreeSet::from([node])
             }
             Kind::Node => {
                 self.nodes.remove(&text("name"));
@@ -458,16 +506,11 @@ impl State {
         }
     }
 
-    fn needed(&self) -> BTreeSet<(String, ObjectKey)> {
-        let named = |key: &ObjectKey| !key.kind.has_mark();
-        let pods = self.pods.values();
-        pods.flat_map(|pod| {
-            pod.references
-                .iter()
-                .filter(|k| named(k))
-                .map(|k| (pod.node.clone(), k.clone()))
-        })
-        .collect()
+    /// What is watched by name for `node`.
+    fn needed(&self, node: &str) -> BTreeSet<ObjectKey> {
+        let pods = self.pods.get(node).into_iter().flatten();
+        let references = pods.flat_map(|pod| &pod.references);
+        references.filter(|key| !key.kind.has_mark()).cloned().collect()
     }
 
     /// Publishes the node's view if it is complete and differs from the last one.
@@ -498,7 +541,7 @@ impl State {
             add(&own.desired);
         }
         let named = self.named.get(node);
-        for pod in self.pods.values().filter(|pod| pod.node == node) {
+        for pod in self.pods.get(node).into_iter().flatten() {
             add(&pod.desired);
             for key in &pod.references {
                 if key.kind == Kind::RuntimeClass {
@@ -524,6 +567,7 @@ impl State {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use futures::FutureExt as _;
     use serde_json::json;
 
     fn pod(name: &str, node: &str, rv: u64) -> Value {
@@ -565,7 +609,8 @@ mod tests {
             namespace: "default".into(),
             name: "c".into(),
         };
-        assert_eq!(state.needed(), BTreeSet::from([("n".to_owned(), key.clone())]));
+        assert_eq!(state.needed("n"), BTreeSet::from([key.clone()]));
+        assert!(state.needed("other").is_empty());
         state.named.entry("n".into()).or_default().insert(key, None);
         let view = state.assemble("n").unwrap();
         assert_eq!(
@@ -573,6 +618,28 @@ mod tests {
             ["Pod/default/a"]
         );
         assert_eq!(state.pods.len(), 1);
+    }
+
+    #[tokio::test]
+    async fn a_change_wakes_its_own_node_and_no_other() {
+        let api = KubeApi::new(kube::Config::new(http::Uri::from_static("http://127.0.0.1:1"))).unwrap();
+        let registry = Registry::new(api, Points::ByHub);
+        let [mine, other] = ["n", "other"].map(|node| {
+            let wake = Arc::new(Notify::new());
+            registry.lock().served.insert(node.into());
+            registry.wake_on_change(node, wake.clone());
+            wake
+        });
+        let woken = |wake: &Notify| wake.notified().now_or_never().is_some();
+        registry.take(Kind::Pod, Change::Apply(pod("a", "n", 5)));
+        assert!(woken(&mine) && !woken(&other));
+        assert!(registry.pod("n", "default", "a").is_some() && registry.pod("other", "default", "a").is_none());
+        registry.take(Kind::Pod, Change::Bookmark(9));
+        assert!(!woken(&mine), "how far a watch is, is no news of a node");
+        // Of a session that was replaced: the wake is another's by now.
+        registry.forget_wake("n", &other);
+        registry.take(Kind::Pod, Change::Delete(pod("a", "n", 10)));
+        assert!(woken(&mine) && registry.lock().pods.is_empty());
     }
 
     #[test]

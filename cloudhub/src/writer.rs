@@ -276,11 +276,13 @@ impl Reports for Writer {
 
     async fn session_up(&self, node: &str, info: SessionInfo) {
         let task = self.next_task();
+        let wake = Arc::new(Notify::new());
+        self.registry.wake_on_change(node, wake.clone());
         let live = Live {
             info,
             node: None,
             pods: BTreeMap::new(),
-            wake: Arc::new(Notify::new()),
+            wake,
             task,
             away: false,
             told: false,
@@ -316,9 +318,11 @@ impl Reports for Writer {
             live.map(|live| {
                 (live.away, live.task) = (false, task);
                 live.wake = Arc::new(Notify::new());
+                live.wake.clone()
             })
         };
-        if comes.is_some() {
+        if let Some(wake) = comes {
+            self.registry.wake_on_change(node, wake);
             self.start_task(node, task).await;
         }
     }
@@ -333,6 +337,7 @@ impl Reports for Writer {
         };
         if let Some(gone) = gone {
             gone.wake.notify_one();
+            self.registry.forget_wake(node, &gone.wake);
             if !(gone.told && why == Departure::LinkLost) {
                 node::departed(self, node, &why, at).await;
             }

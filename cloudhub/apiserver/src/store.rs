@@ -7,10 +7,12 @@
 //! A caller that goes away while it waits changes nothing: a staged change is committed whole. A failed commit ends the process
 //! (`metastore`'s rule), for what was staged on top of it would be lost.
 //!
-//! The log of changes is in memory and bounded: a watch from before it (also from before a restart) gets 410 and lists again, as
-//! clients do after etcd's compaction.
+//! The log of changes ([`log`]) is in memory and bounded: a watch from before it (also from before a restart) gets 410 and lists
+//! again, as clients do after etcd's compaction.
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+mod log;
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::ops::Bound;
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -22,11 +24,8 @@ use tokio::sync::{Notify, oneshot, watch};
 
 use crate::kinds;
 use crate::object;
+use log::Log;
 
-/// Changes that a watch may be behind.
-const LOG_EVENTS: usize = 8192;
-/// Bytes of objects that the log may hold on to: a few thousand changed pods. It counts in the hub's budget of 60 MB.
-const LOG_BYTES: usize = 8 << 20;
 /// Changes that may be staged at once; more wait for their turn outside.
 const STAGED: usize = 1024;
 const VERSION_KEY: &str = "version";
@@ -67,16 +66,18 @@ pub struct Stored {
     pub resource_version: u64,
     /// JSON, with `metadata.resourceVersion`.
     pub bytes: Bytes,
-    /// `metadata.labels`.
-    pub labels: Vec<(String, String)>,
-    /// Selectable fields beside name and namespace.
-    pub fields: Vec<(&'static str, String)>,
+    /// `metadata.labels`; an object's states share them while they stay as they are.
+    pub labels: Arc<[(String, String)]>,
+    /// Selectable fields beside name and namespace; shared too.
+    pub fields: Arc<[(&'static str, String)]>,
 }
 
 impl Stored {
     fn new(key: Key, resource_version: u64, mut value: Value) -> Self {
         object::metadata(&mut value).insert("resourceVersion".into(), resource_version.to_string().into());
-        let bytes = Bytes::from(serde_json::to_vec(&value).expect("JSON values can be written"));
+        let bytes = serde_json::to_vec(&value).expect("JSON values can be written");
+        // What a vector has grown beyond its text would be kept as long as the object: a third of it.
+        let bytes = Bytes::from(bytes.into_boxed_slice());
         Self::index(key, resource_version, &value, bytes)
     }
 
@@ -96,6 +97,18 @@ impl Stored {
             resource_version,
             bytes,
         }
+    }
+
+    /// Takes what selectors look at from `previous` where it is the same; whether all of it is.
+    fn share(&mut self, previous: &Self) -> bool {
+        let (labels, fields) = (self.labels == previous.labels, self.fields == previous.fields);
+        if labels {
+            self.labels = previous.labels.clone();
+        }
+        if fields {
+            self.fields = previous.fields.clone();
+        }
+        labels && fields
     }
 
     /// The object, parsed.
@@ -129,12 +142,34 @@ fn field(value: &Value, label: &str, pointer: &str) -> String {
 pub struct Change {
     /// Its resourceVersion.
     pub resource_version: u64,
-    /// What the object was; None: it is new.
-    pub previous: Option<Arc<Stored>>,
+    /// What the object was.
+    pub before: Before,
     /// What it is now; for a deletion, its last state with the deletion's resourceVersion.
     pub object: Arc<Stored>,
     /// Whether this deleted it.
     pub deleted: bool,
+}
+
+/// What an object was before a change: no more than a watch needs to tell what came into its sight and what went out of it.
+#[derive(Debug)]
+pub enum Before {
+    /// It is new.
+    Absent,
+    /// What selectors look at was what it is now.
+    Alike,
+    /// This.
+    Other(Arc<Stored>),
+}
+
+impl Change {
+    /// What selectors saw before it; None: there was nothing.
+    pub fn before(&self) -> Option<&Stored> {
+        match &self.before {
+            Before::Absent => None,
+            Before::Alike => Some(&self.object),
+            Before::Other(stored) => Some(stored),
+        }
+    }
 }
 
 /// What a writer believes the object to be.
@@ -162,7 +197,7 @@ pub enum WriteError {
 
 struct Staged {
     object: Arc<Stored>,
-    previous: Option<Arc<Stored>>,
+    before: Before,
     deleted: bool,
     done: oneshot::Sender<()>,
 }
@@ -177,10 +212,7 @@ struct State {
     /// What the next writer of a key must see: None = deleted.
     staged_objects: HashMap<Key, Option<Arc<Stored>>>,
     staged: Vec<Staged>,
-    log: VecDeque<Arc<Change>>,
-    log_bytes: usize,
-    /// Watches may begin at this resourceVersion or later.
-    log_start: u64,
+    log: Log,
 }
 
 impl State {
@@ -194,7 +226,7 @@ impl State {
     fn publish(&mut self, staged: Staged) {
         let Staged {
             object,
-            previous,
+            before,
             deleted,
             done,
         } = staged;
@@ -213,19 +245,12 @@ impl State {
         if is_last {
             self.staged_objects.remove(&object.key);
         }
-        self.log_bytes += object.bytes.len();
-        let resource_version = object.resource_version;
-        self.log.push_back(Arc::new(Change {
-            resource_version,
-            previous,
+        self.log.push(Change {
+            resource_version: object.resource_version,
+            before,
             object,
             deleted,
-        }));
-        while self.log.len() > LOG_EVENTS || self.log_bytes > LOG_BYTES {
-            let Some(oldest) = self.log.pop_front() else { break };
-            self.log_bytes -= oldest.object.bytes.len();
-            self.log_start = oldest.resource_version;
-        }
+        });
         // The caller may have gone away: the change stands.
         let _ = done.send(());
     }
@@ -235,7 +260,6 @@ struct Shared {
     state: Mutex<State>,
     disk: metastore::Store,
     work: Notify,
-    versions: watch::Sender<u64>,
 }
 
 /// A handle; clones share it.
@@ -295,13 +319,11 @@ impl Store {
         // resourceVersion 0 means "any" to clients.
         state.given = state.given.max(1);
         state.visible = state.given;
-        state.log_start = state.given;
-        let (versions, _) = watch::channel(state.given);
+        state.log = Log::new(state.given);
         let shared = Shared {
             state: Mutex::new(state),
             disk,
             work: Notify::new(),
-            versions,
         };
         let store = Self {
             shared: Arc::new(shared),
@@ -404,11 +426,17 @@ impl Store {
             return Err(WriteError::Busy);
         }
         state.given += 1;
-        let object = Arc::new(Stored::new(key.clone(), state.given, value));
+        let mut object = Stored::new(key.clone(), state.given, value);
+        let before = match previous {
+            None => Before::Absent,
+            Some(previous) if object.share(&previous) => Before::Alike,
+            Some(previous) => Before::Other(previous),
+        };
+        let object = Arc::new(object);
         state.staged_objects.insert(key, (!deleted).then(|| object.clone()));
         state.staged.push(Staged {
             object: object.clone(),
-            previous,
+            before,
             deleted,
             done,
         });
@@ -417,15 +445,15 @@ impl Store {
         Ok((object, committed))
     }
 
-    /// Whether all changes after `version` are still known.
-    pub fn remembers(&self, version: u64) -> bool {
-        version >= self.state().log_start
+    /// Whether all changes of a kind after `version` are still known.
+    pub fn remembers(&self, storage: &'static str, version: u64) -> bool {
+        self.state().log.remembers(storage, version)
     }
 
     /// As if changes up to `version` had been pushed out of the log.
     #[cfg(test)]
     pub(crate) fn forget_log(&self, version: u64) {
-        self.state().log_start = version;
+        self.state().log.forget(version);
     }
 
     /// Follows changes of one kind from after `version`.
@@ -433,10 +461,12 @@ impl Store {
     /// # Errors
     /// None when that is too long ago: list again. A version of the future waits for it.
     pub fn watch(&self, storage: &'static str, namespace: Option<&str>, version: u64) -> Option<Watch> {
-        if !self.remembers(version) {
+        let mut state = self.state();
+        if !state.log.remembers(storage, version) {
             return None;
         }
-        let versions = self.shared.versions.subscribe();
+        let versions = state.log.subscribe(storage);
+        drop(state);
         let namespace = namespace.map(str::to_owned);
         Some(Watch {
             store: self.clone(),
@@ -469,11 +499,12 @@ impl Committer {
                 tracing::error!(%error, "the store takes no changes any more");
                 return;
             }
+            let kinds: BTreeSet<&'static str> = staged.iter().map(|change| change.object.key.storage).collect();
             let mut state = self.store.state();
             for change in staged {
                 state.publish(change);
             }
-            shared.versions.send_replace(state.visible);
+            state.log.tell(kinds, state.visible);
         }
     }
 }
@@ -504,9 +535,11 @@ pub struct Watch {
 }
 
 impl Watch {
-    /// The resourceVersion up to which everything was returned.
+    /// The resourceVersion up to which there is nothing that was not returned.
     pub fn seen(&self) -> u64 {
-        self.seen
+        let state = self.store.state();
+        let waits = state.log.after(self.storage, self.seen).next().is_some();
+        if waits { self.seen } else { self.seen.max(state.visible) }
     }
 
     /// The next changes, at least one; None when this watch has fallen behind the log and must list again. Cancel-safe.
@@ -524,15 +557,14 @@ impl Watch {
     /// What is there now.
     fn take(&mut self) -> Option<Vec<Arc<Change>>> {
         let state = self.store.state();
-        if self.seen < state.log_start {
+        if !state.log.remembers(self.storage, self.seen) {
             return None;
         }
-        let first = state.log.partition_point(|change| change.resource_version <= self.seen);
         let mine = |change: &&Arc<Change>| {
-            let key = &change.object.key;
-            key.storage == self.storage && self.namespace.as_ref().is_none_or(|n| key.namespace == *n)
+            let namespace = &change.object.key.namespace;
+            self.namespace.as_ref().is_none_or(|mine| namespace == mine)
         };
-        let found = state.log.range(first..).filter(mine).cloned().collect();
+        let found = state.log.after(self.storage, self.seen).filter(mine).cloned().collect();
         self.seen = self.seen.max(state.visible);
         Some(found)
     }

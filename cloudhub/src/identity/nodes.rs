@@ -94,9 +94,15 @@ impl NodeRecords {
 
     /// All records, by node.
     pub fn all(&self) -> Vec<(String, NodeRecord)> {
+        self.among(|_| true)
+    }
+
+    /// The records of the nodes that are `wanted`, which must not ask for records itself.
+    pub fn among(&self, wanted: impl Fn(&str) -> bool) -> Vec<(String, NodeRecord)> {
         let records = self.lock();
         records
             .iter()
+            .filter(|(node, _)| wanted(node))
             .map(|(node, record)| (node.clone(), record.clone()))
             .collect()
     }

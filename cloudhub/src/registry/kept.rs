@@ -41,7 +41,18 @@ pub struct Node {
     pub object: Packed,
     /// Kedge's: joined by a robot.
     pub is_edge: bool,
+    /// Its condition EdgeConnected is True.
+    pub is_connected: bool,
+    /// Where its kubelet API was served last.
+    pub kubelet_port: Option<u16>,
     pub(super) desired: Arc<Desired>,
+}
+
+impl Pod {
+    /// Whether it has this namespace and name.
+    pub(super) fn is(&self, namespace: &str, name: &str) -> bool {
+        self.desired.key.name == name && self.desired.key.namespace == namespace
+    }
 }
 
 impl From<&Value> for Pod {
@@ -64,10 +75,19 @@ impl From<&Value> for Node {
         Self {
             version: version(object),
             is_edge: object["metadata"]["labels"][EDGE_LABEL] == "true",
+            is_connected: is_connected(object),
+            kubelet_port: object["status"]["daemonEndpoints"]["kubeletEndpoint"]["Port"]
+                .as_u64()
+                .and_then(|port| u16::try_from(port).ok()),
             desired: Arc::new(desired(Kind::Node, object)),
             object: Packed::from(object),
         }
     }
+}
+
+fn is_connected(node: &Value) -> bool {
+    let mut conditions = node["status"]["conditions"].as_array().into_iter().flatten();
+    conditions.any(|condition| condition["type"] == "EdgeConnected" && condition["status"] == "True")
 }
 
 fn is_patient(pod: &Value) -> bool {
@@ -92,7 +112,8 @@ pub(super) fn desired(kind: Kind, object: &Value) -> Desired {
         metadata.shift_remove("managedFields");
         metadata.shift_remove("resourceVersion");
     }
-    let bytes = bytes::Bytes::from(object.to_string());
+    // Without what the text has grown too large by: it stays for as long as the object.
+    let bytes = bytes::Bytes::from(object.to_string().into_bytes().into_boxed_slice());
     Desired {
         key: ObjectKey { kind, namespace, name },
         uid,

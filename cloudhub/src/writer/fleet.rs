@@ -16,6 +16,8 @@ use crate::reports::Departure;
 
 /// Looks again though nothing changed: a record of a join is not part of the registry.
 const LOOK: Duration = Duration::from_secs(1);
+/// Looks take a tenth of a core at most: after each a pause of so many times its length, at most [`LOOK`].
+const LOOK_SHARE: u32 = 9;
 /// Absent nodes are looked for this often; each costs a read of its lease while the API says that it is connected.
 const ABSENT_LOOK: Duration = Duration::from_secs(5);
 /// A write that failed, or whose effect has not come back yet, is not repeated sooner.
@@ -26,6 +28,7 @@ pub(super) async fn run(writer: Writer) {
     let mut tried: HashMap<String, Instant> = HashMap::new();
     let (mut departures, mut looked_at) = (JoinSet::new(), Instant::now());
     loop {
+        let start = Instant::now();
         tried.retain(|_, at| at.elapsed() < PAUSE);
         if writer.registry.is_synced() {
             restore_nodes(&writer, &mut tried).await;
@@ -36,6 +39,8 @@ pub(super) async fn run(writer: Writer) {
             }
             while departures.try_join_next().is_some() {}
         }
+        // Each change in a large fleet would make it look through all of it.
+        tokio::time::sleep((start.elapsed() * LOOK_SHARE).min(LOOK)).await;
         tokio::select! {
             _ = changed.changed() => {}
             () = tokio::time::sleep(LOOK) => {}
@@ -68,8 +73,9 @@ fn first_try(tried: &mut HashMap<String, Instant>, what: String) -> bool {
 
 /// A robot that joined has a Node, also when somebody deleted it: leaving is `kedge node revoke`.
 async fn restore_nodes(writer: &Writer, tried: &mut HashMap<String, Instant>) {
-    for (node, record) in writer.identity.nodes().all() {
-        if record.revoked || writer.registry.node(&node).is_some() || !first_try(tried, format!("node {node}")) {
+    let missing = |node: &str| writer.registry.node(node).is_none();
+    for (node, record) in writer.identity.nodes().among(missing) {
+        if record.revoked || !first_try(tried, format!("node {node}")) {
             continue;
         }
         let mut labels = json!({"kubernetes.io/hostname": node, "kubernetes.io/os": "linux"});
@@ -92,8 +98,8 @@ async fn restore_nodes(writer: &Writer, tried: &mut HashMap<String, Instant>) {
 
 /// Pods of a robot stay bound to it however long it is away, unless they ask for failover.
 async fn make_patient(writer: &Writer, tried: &mut HashMap<String, Instant>) {
-    for pod in writer.registry.pods() {
-        if !pod.is_patient && is_edge(writer, &pod) {
+    for pod in writer.registry.impatient_pods() {
+        if is_edge(writer, &pod) {
             patch_tolerations(writer, &pod, tried).await;
         }
     }

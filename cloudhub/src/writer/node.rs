@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use http::Method;
+use rand::Rng as _;
 use serde_json::{Value, json};
 use tokio::sync::Notify;
 use tokio::task::{JoinError, JoinSet};
@@ -17,7 +18,7 @@ use crate::packed::Packed;
 use crate::registry::{Node, Pod};
 use crate::reports::{Departure, PodRef};
 
-/// kubelet renews its lease as often (nodeLeaseDurationSeconds 40).
+/// kubelet renews its lease as often (nodeLeaseDurationSeconds 40); here up to a fifth sooner.
 const LEASE: Duration = Duration::from_secs(10);
 /// A node that nobody renewed the lease of for so long has no session with any hub.
 const LEASE_STALE: Duration = Duration::from_secs(25);
@@ -69,8 +70,8 @@ struct Task {
     /// Its number.
     task: u64,
     written: Written,
-    /// What was compared last and asks for nothing more until one of the two is another: every change in the fleet wakes every
-    /// node's task.
+    /// What was compared last and asks for nothing more until one of the two is another: a change of either, or of another pod,
+    /// wakes this task.
     compared: Option<Compared<Node>>,
     /// The same by a pod's uid.
     compared_pods: HashMap<String, Compared<Pod>>,
@@ -98,7 +99,6 @@ pub(super) async fn run(writer: Writer, node: String, task: u64) {
     else {
         return;
     };
-    let mut changed = writer.registry.changed();
     let lease_at = Instant::now();
     let mut task = Task {
         writer,
@@ -123,7 +123,6 @@ pub(super) async fn run(writer: Writer, node: String, task: u64) {
         let next = task.retries.values().copied().fold(lease_at, Instant::min);
         tokio::select! {
             () = task.wake.notified() => {}
-            _ = changed.changed() => {}
             Some(done) = task.writes.join_next(), if !task.writes.is_empty() => task.pod_written(done),
             () = tokio::time::sleep_until(next) => {}
         }
@@ -204,7 +203,8 @@ impl Task {
                 other?;
             }
         }
-        self.lease_at = Instant::now() + LEASE;
+        // Those of a fleet that came back together spread out.
+        self.lease_at = Instant::now() + LEASE.mul_f64(rand::rng().random_range(0.8..1.0));
         Ok(())
     }
 
@@ -361,7 +361,7 @@ impl Task {
     }
 
     fn is_pod_due(&mut self, pod: &PodRef, report: &Packed) -> bool {
-        let Some(known) = self.writer.registry.pod(&pod.namespace, &pod.name) else {
+        let Some(known) = self.writer.registry.pod(&self.node, &pod.namespace, &pod.name) else {
             return false;
         };
         let last = self.compared_pods.get(&pod.uid);
@@ -559,8 +559,8 @@ pub(super) async fn departed(writer: &Writer, node: &str, why: &Departure, at: S
 /// Whether the API says that the node is connected although no hub has its session: it went away while no hub was there to see
 /// it. Gives when it was last seen.
 pub(super) async fn unseen_departure(writer: &Writer, node: &str) -> Option<SystemTime> {
-    let object = writer.registry.node(node)?;
-    if condition(&object.object.value(), "EdgeConnected")["status"] != "True" || writer.is_present(node) {
+    // All nodes are looked at: nothing of them is parsed.
+    if writer.is_present(node) || !writer.registry.node(node)?.is_connected {
         return None;
     }
     let path = format!("/apis/coordination.k8s.io/v1/namespaces/kube-node-lease/leases/{node}");

@@ -50,16 +50,16 @@ enum Suite {
         #[arg(long)]
         above: Option<scale::Above>,
     },
-    /// Simulated edges (real protocol code, store in memory) below one hub, above kube-apiserver and above the embedded API
+    /// Simulated edges (real protocol code, store in memory) below one hub: 1 000 above kube-apiserver and above the embedded API
     Scale {
-        /// 10 000 edges in the place of 1 000
+        /// And 10 000 above a recorded watch feed
         #[arg(long, conflicts_with = "quick")]
         full: bool,
-        /// Above this API alone
+        /// Above this alone
         #[arg(long)]
         above: Option<scale::Above>,
-        /// So many edges, in the place of 1 000 (200 with --quick)
-        #[arg(long, conflicts_with = "full")]
+        /// So many edges, in the place of 1 000, or of 10 000 above the feed (200 with --quick)
+        #[arg(long)]
         edges: Option<usize>,
         /// Only what edges cost the hub in memory
         #[arg(long)]
@@ -108,14 +108,13 @@ fn main() -> Result<ExitCode> {
             above,
             edges,
             memory,
-        } => {
-            let edges = edges.unwrap_or(match (flags.quick, full) {
-                (true, _) => 200,
-                (_, true) => 10_000,
-                _ => 1000,
-            });
-            scale::run(scale::Extent::new(edges, flags.quick, memory), above)?
-        }
+        } => scale::run(scale::Plan {
+            quick: flags.quick,
+            full,
+            only: above,
+            edges,
+            memory,
+        })?,
     };
     let about = about(&flags)?;
     println!("{}", about["text"].as_str().unwrap_or_default());

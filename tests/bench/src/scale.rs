@@ -1,11 +1,13 @@
-//! Many simulated edges below one hub, above kube-apiserver and above its own API: memory an edge, a change's way, one change to
-//! all, the storm after a hub's death, idle traffic.
+//! Many simulated edges below one hub, above kube-apiserver, above its own API, and above a recorded watch feed: memory an edge,
+//! a change's way, one change to all, the storm after a hub's death, idle traffic.
 //!
 //! All in the hub's network namespace, over loopback: no link, no loss. What an edge commits, it acknowledges in the same turn
 //! of its session's loop; the commit is what is timed.
 
 mod board;
+mod feed;
 mod fleet;
+mod recorded;
 
 use std::thread;
 use std::time::{Duration, Instant};
@@ -34,6 +36,8 @@ pub(crate) enum Above {
     KubeApiserver,
     /// The hub's own.
     Embedded,
+    /// What a kube-apiserver said of one edge, multiplied: for more edges than a real one has room for here.
+    Recorded,
 }
 
 impl Above {
@@ -41,6 +45,16 @@ impl Above {
         match self {
             Self::KubeApiserver => "kube-apiserver",
             Self::Embedded => "embedded",
+            Self::Recorded => "recorded feed",
+        }
+    }
+
+    /// How many edges are measured, where nobody says.
+    fn edges(self, quick: bool) -> usize {
+        match self {
+            _ if quick => 200,
+            Self::Recorded => 10_000,
+            Self::KubeApiserver | Self::Embedded => 1000,
         }
     }
 }
@@ -50,13 +64,53 @@ const AT_ONCE: usize = 16;
 /// What a connected edge may cost the hub, and a pod of it, KiB.
 const SESSION: f64 = 64.0;
 const POD: f64 = 5.0;
+/// Edges of ten thousand that begin at once: the handshakes' other ends have the hub's cores too, and would run into their deadlines.
+const WAVE: usize = 500;
 /// Commits of a real store.
 const COMMITS: usize = 100;
 
+/// What is asked for.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Plan {
+    /// Little of everything.
+    pub(crate) quick: bool,
+    /// Above the recorded feed too.
+    pub(crate) full: bool,
+    /// Above this alone.
+    pub(crate) only: Option<Above>,
+    /// So many edges.
+    pub(crate) edges: Option<usize>,
+    /// Only what they cost in memory.
+    pub(crate) memory: bool,
+}
+
+impl Plan {
+    fn extent(&self, above: Above) -> Extent {
+        let (idle, settle) = match above {
+            _ if self.quick => (20, 5),
+            // All that an edge's return makes the hub write takes its time with ten thousand of them.
+            Above::Recorded => (60, 60),
+            Above::KubeApiserver | Above::Embedded => (60, 20),
+        };
+        let edges = self.edges.unwrap_or_else(|| above.edges(self.quick));
+        Extent {
+            edges,
+            wave: if above == Above::Recorded { WAVE } else { edges },
+            memory_alone: self.memory,
+            changes: if self.quick { 50 } else { 500 },
+            fan_outs: if self.quick { 3 } else { 10 },
+            idle: Duration::from_secs(idle),
+            settle: Duration::from_secs(settle),
+        }
+    }
+}
+
 /// How much of everything.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Extent {
+struct Extent {
     edges: usize,
+    /// So many come to a hub at once; the next when all of these have a session.
+    wave: usize,
     /// No times, no traffic.
     memory_alone: bool,
     changes: usize,
@@ -66,19 +120,6 @@ pub(crate) struct Extent {
 }
 
 impl Extent {
-    /// `edges` of them; what is measured is little when `quick`, and only memory when `memory_alone`.
-    pub(crate) fn new(edges: usize, quick: bool, memory_alone: bool) -> Self {
-        let (idle, settle) = if quick { (20, 5) } else { (60, 20) };
-        Self {
-            edges,
-            memory_alone,
-            changes: if quick { 50 } else { 500 },
-            fan_outs: if quick { 3 } else { 10 },
-            idle: Duration::from_secs(idle),
-            settle: Duration::from_secs(settle),
-        }
-    }
-
     /// No step takes so long: a minute, and a quarter of a second an edge on a machine that does other things.
     fn limit(&self) -> Duration {
         Duration::from_secs(60) + Duration::from_millis(250) * u32::try_from(self.edges).unwrap_or(u32::MAX)
@@ -89,10 +130,14 @@ impl Extent {
 ///
 /// # Errors
 /// The first measurement that could not be made.
-pub(crate) fn run(extent: Extent, only: Option<Above>) -> Result<Vec<Row>> {
+pub(crate) fn run(plan: Plan) -> Result<Vec<Row>> {
     let mut rows = Vec::new();
-    for above in [Above::KubeApiserver, Above::Embedded] {
-        if only.is_none_or(|only| only == above) {
+    for above in [Above::KubeApiserver, Above::Embedded, Above::Recorded] {
+        if plan
+            .only
+            .map_or(above != Above::Recorded || plan.full, |only| only == above)
+        {
+            let extent = plan.extent(above);
             eprintln!("bench: {} edges above {}", extent.edges, above.name());
             let measured = world::on_own_thread("scale", move || one(above, extent));
             rows.extend(measured.with_context(|| format!("above {}", above.name()))?);
@@ -106,17 +151,10 @@ fn one(above: Above, extent: Extent) -> Result<Vec<Row>> {
     let mut hub = match above {
         Above::KubeApiserver => Hub::start(&site)?,
         Above::Embedded => Hub::embedded(&site)?,
+        Above::Recorded => return recorded::run(&site, extent),
     };
     let runtime = world::enter(&site)?;
-    let mut bench = Bench {
-        above: above.name(),
-        extent,
-        site: &site,
-        runtime,
-        board: Board::new(),
-        values: 0,
-        rows: Rows::default(),
-    };
+    let mut bench = Bench::new(above, extent, &site, runtime);
     match bench.all(&mut hub) {
         Ok(()) => Ok(bench.rows.finish()),
         Err(error) => Err(error.context(hub.tail())),
@@ -140,7 +178,44 @@ struct Cluster {
     maps: Api<ConfigMap>,
 }
 
-impl Bench<'_> {
+/// Where changes come from.
+trait Upstream {
+    /// What a change's time counts from.
+    const FROM: &'static str;
+    /// What else is in the times.
+    const NOTE: &'static str;
+    /// Whether it answers when a change is written: then the time from there is told too.
+    const ANSWERS: bool;
+
+    /// A new `data.value` in ConfigMap `name`.
+    async fn set(&self, name: &str, value: &str) -> Result<()>;
+}
+
+impl Upstream for Cluster {
+    const FROM: &'static str = "from the API write";
+    const NOTE: &'static str = "simulated edges, store in memory; the write to the API, made durable, is in it";
+    const ANSWERS: bool = true;
+
+    async fn set(&self, name: &str, value: &str) -> Result<()> {
+        let patch = Patch::Merge(json!({"data": {"value": value}}));
+        self.maps.patch(name, &PatchParams::default(), &patch).await?;
+        Ok(())
+    }
+}
+
+impl<'a> Bench<'a> {
+    fn new(above: Above, extent: Extent, site: &'a Site, runtime: Runtime) -> Self {
+        Self {
+            above: above.name(),
+            extent,
+            site,
+            runtime,
+            board: Board::new(),
+            values: 0,
+            rows: Rows::default(),
+        }
+    }
+
     fn all(&mut self, hub: &mut Hub<'_>) -> Result<()> {
         let edges = self.extent.edges;
         let pid = hub.pid().context("the hub runs")?;
@@ -170,19 +245,28 @@ impl Bench<'_> {
         let row = self.memory_row("hub RSS, per new pod with a ConfigMap", (connected, Memory::of(pid)?));
         self.rows.push(row);
 
-        if !self.extent.memory_alone {
-            say("changes");
-            self.changes(&cluster)?;
-            self.fan_out(&cluster)?;
-            say("idle traffic");
-            self.idle_traffic()?;
-            say("reconnect storm");
-            self.storm(hub, &fleet)?;
-            self.rows.push(real_commits(self.site, &self.runtime)?);
-        }
+        self.times(&cluster, hub, &fleet)?;
         drop(fleet);
         say("memory of sessions alone");
-        self.sessions_alone(hub)
+        hub.kill();
+        hub.restart()?;
+        self.come_back(hub).map(drop)
+    }
+
+    /// All that is no memory.
+    fn times(&mut self, upstream: &impl Upstream, hub: &mut Hub<'_>, fleet: &Fleet) -> Result<()> {
+        if self.extent.memory_alone {
+            return Ok(());
+        }
+        say("changes");
+        self.changes(upstream)?;
+        self.fan_out(upstream)?;
+        say("idle traffic");
+        self.idle_traffic()?;
+        say("reconnect storm");
+        self.storm(hub, fleet)?;
+        self.rows.push(real_commits(self.site, &self.runtime)?);
+        Ok(())
     }
 
     /// What each edge has added to the hub's memory.
@@ -196,22 +280,26 @@ impl Bench<'_> {
         Row::new(self.above, what, "KiB", Samples::one(each(before.rss, after.rss))).note(note)
     }
 
-    /// What a session alone costs: a hub that knows all Nodes and pods already, before and after the edges come.
-    fn sessions_alone(&mut self, hub: &mut Hub<'_>) -> Result<()> {
+    /// All edges come to a hub that has just been started and knows their Nodes and pods already: what a session alone costs. Gives
+    /// how long it took until all had a session, and until each had all that it should.
+    fn come_back(&mut self, hub: &Hub<'_>) -> Result<(Fleet, [Duration; 2])> {
         let limit = self.extent.limit();
-        hub.kill();
-        hub.restart()?;
         let pid = hub.pid().context("the hub runs")?;
         thread::sleep(self.extent.settle);
         let before = Memory::of(pid)?;
-        let (site, edges, board) = (self.site, self.extent.edges, &self.board);
-        let _fleet = self.runtime.block_on(async {
-            let fleet = Fleet::start(site, edges, board)?;
-            fleet.connected(&[], limit).await?;
+        let (site, edges, board, start) = (self.site, self.extent.edges, &self.board, Instant::now());
+        let (fleet, sessions) = self.runtime.block_on(async {
+            let mut fleet = Fleet::start(site, 0, board)?;
+            for first in (0..edges).step_by(self.extent.wave) {
+                fleet.add(site, first..edges.min(first + self.extent.wave), board)?;
+                fleet.connected(&[], limit).await?;
+            }
+            let sessions = start.elapsed();
             fleet.complete(limit).await?;
             until("each edge holds its pod", limit, || fleet.with_pod() == edges).await?;
-            Ok::<_, anyhow::Error>(fleet)
+            Ok::<_, anyhow::Error>((fleet, sessions))
         })?;
+        let whole = start.elapsed();
         thread::sleep(self.extent.settle);
         let row = self.memory_row(
             "hub RSS, per connected edge with 1 pod, its objects known before",
@@ -221,7 +309,7 @@ impl Bench<'_> {
             row.budget(Gate::Worst, SESSION + POD)
                 .reference("quinn alone 30-40 a connection"),
         );
-        Ok(())
+        Ok((fleet, [sessions, whole]))
     }
 
     /// All edges at once, from the first packet to the last whole snapshot and its Node.
@@ -279,46 +367,43 @@ impl Bench<'_> {
     }
 
     /// A new value in ConfigMap `name`: when it was sent, when the API had answered, when `edges` had it.
-    fn change(&mut self, cluster: &Cluster, name: &str, edges: usize) -> Result<[Instant; 3]> {
+    fn change(&mut self, upstream: &impl Upstream, name: &str, edges: usize) -> Result<[Instant; 3]> {
         self.values += 1;
         let value = format!("v{}", self.values);
-        let patch = Patch::Merge(json!({"data": {"value": value}}));
         let (board, limit) = (&self.board, self.extent.limit());
         self.runtime.block_on(async {
             let sent = Instant::now();
-            cluster.maps.patch(name, &PatchParams::default(), &patch).await?;
+            upstream.set(name, &value).await?;
             let answered = Instant::now();
             Ok([sent, answered, board.wait(&value, edges, limit).await?])
         })
     }
 
-    fn changes(&mut self, cluster: &Cluster) -> Result<()> {
+    fn changes<U: Upstream>(&mut self, upstream: &U) -> Result<()> {
         let (mut whole, mut behind) = (Vec::new(), Vec::new());
         for change in 0..self.extent.changes {
             // A stride that meets all edges, neighbours far apart.
             let edge = change * 7919 % self.extent.edges;
-            let [sent, answered, committed] = self.change(cluster, &fleet::own(edge), 1)?;
+            let [sent, answered, committed] = self.change(upstream, &fleet::own(edge), 1)?;
             whole.push(milliseconds(committed.duration_since(sent)));
             behind.push(milliseconds(committed.saturating_duration_since(answered)));
         }
         let edges = self.extent.edges;
         let row =
             |what: String, samples| Ok::<_, anyhow::Error>(Row::new(self.above, what, "ms", samples_of(samples)?));
-        let whole = row(format!("one change → acked, {edges} edges, from the API write"), whole)?;
-        self.rows.push(
-            whole
-                .budget(Gate::P99, 25.0)
-                .note("simulated edges, store in memory; the write to the API, made durable, is in it"),
-        );
-        self.rows.push(row("the same from the API's answer".into(), behind)?);
+        let whole = row(format!("one change → acked, {edges} edges, {}", U::FROM), whole)?;
+        self.rows.push(whole.budget(Gate::P99, 25.0).note(U::NOTE));
+        if U::ANSWERS {
+            self.rows.push(row("the same from the API's answer".into(), behind)?);
+        }
         Ok(())
     }
 
-    fn fan_out(&mut self, cluster: &Cluster) -> Result<()> {
+    fn fan_out<U: Upstream>(&mut self, upstream: &U) -> Result<()> {
         let edges = self.extent.edges;
         let mut took = Vec::new();
         for _ in 0..self.extent.fan_outs {
-            let [sent, _, committed] = self.change(cluster, ALL, edges)?;
+            let [sent, _, committed] = self.change(upstream, ALL, edges)?;
             took.push(milliseconds(committed.duration_since(sent)));
         }
         let what = format!("one change → acked by all of {edges} edges");
@@ -326,7 +411,7 @@ impl Bench<'_> {
             Row::new(self.above, what, "ms", samples_of(took)?)
                 .budget(Gate::P99, 1000.0)
                 .reference("KubeEdge: 2000 changes × 40 nodes ≈ 400 s")
-                .note("simulated edges, store in memory"),
+                .note(U::NOTE),
         );
         Ok(())
     }

@@ -26,6 +26,8 @@ pub enum Above {
     Kubernetes(Box<ControlPlane>, PathBuf),
     /// Its own.
     Embedded,
+    /// Another that answers as one does, by this kubeconfig.
+    Other(PathBuf),
 }
 
 /// A hub with what is above it.
@@ -100,6 +102,14 @@ impl<'a> Hub<'a> {
         Ok(hub)
     }
 
+    /// A hub above whatever answers by `kubeconfig`.
+    ///
+    /// # Errors
+    /// When it does not come up.
+    pub fn above_other(site: &'a Site, kubeconfig: &Path) -> Result<Self> {
+        Self::make(site, Above::Other(kubeconfig.to_owned()), kubeconfig.to_owned())
+    }
+
     fn make(site: &'a Site, above: Above, kubeconfig: PathBuf) -> Result<Self> {
         let kubectl = Kubectl::new(site, &kubeconfig);
         let mut hub = Self {
@@ -135,7 +145,7 @@ impl<'a> Hub<'a> {
         command.args(["--join-listen", &listen, "--tunnel-listen", &listen, "--advertise", HUB]);
         command.arg("--admin-socket").arg(self.dir.join("cloudhub.sock"));
         match &self.above {
-            Above::Kubernetes(_, account) => {
+            Above::Kubernetes(_, account) | Above::Other(account) => {
                 command.arg("--kubeconfig").arg(account);
             }
             Above::Embedded => {

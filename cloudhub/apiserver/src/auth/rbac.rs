@@ -6,7 +6,7 @@
 mod rule;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use serde_json::Value;
 
@@ -25,7 +25,7 @@ pub(crate) const GROUP: &str = "rbac.authorization.k8s.io";
 #[derive(Debug)]
 struct Role {
     rules: Vec<Rule>,
-    labels: Vec<(String, String)>,
+    labels: Arc<[(String, String)]>,
     /// `aggregationRule.clusterRoleSelectors`; empty: not aggregated.
     selectors: Vec<Labels>,
 }

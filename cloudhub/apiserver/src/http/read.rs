@@ -66,9 +66,12 @@ impl Continue {
     }
 
     /// The token of a request, or how a list goes on whose first page is too long ago to be watched from.
-    fn of(text: &str, store: &Store) -> Result<Self, Status> {
+    fn of(text: &str, store: &Store, row: &Row) -> Result<Self, Status> {
         let token = Self::parse(text)?;
-        if token.version.is_some_and(|version| !store.remembers(version)) {
+        if token
+            .version
+            .is_some_and(|version| !store.remembers(row.storage, version))
+        {
             let now = Self { version: None, ..token };
             return Err(Status::list_expired(now.text()));
         }
@@ -169,7 +172,7 @@ fn page(call: &Call, scope: &Scope) -> Result<Page, Status> {
                 "specifying resource version is not allowed when using continue",
             ));
         }
-        text => Some(Continue::of(text, store)?),
+        text => Some(Continue::of(text, store, scope.row)?),
     };
     let after = from
         .as_ref()
@@ -333,15 +336,16 @@ mod tests {
     fn a_list_whose_first_page_is_forgotten_goes_on_with_the_token_of_the_refusal() {
         let folder = tempfile::tempdir().unwrap();
         let (store, _committer) = Store::open(folder.path()).unwrap();
+        let row = kinds::row("", "v1", "configmaps").unwrap();
         let now = store.version();
-        assert_eq!(Continue::of(&token(Some(now)), &store).unwrap().version, Some(now));
+        assert_eq!(Continue::of(&token(Some(now)), &store, row).unwrap().version, Some(now));
         store.forget_log(now + 7);
-        let refusal = Continue::of(&token(Some(now)), &store).unwrap_err().to_json();
+        let refusal = Continue::of(&token(Some(now)), &store, row).unwrap_err().to_json();
         assert_eq!((&refusal["code"], &refusal["reason"]), (&json!(410), &json!("Expired")));
         assert_eq!(refusal.get("details"), None);
         let next = refusal["metadata"]["continue"].as_str().unwrap();
-        let goes_on = Continue::of(next, &store).unwrap();
+        let goes_on = Continue::of(next, &store, row).unwrap();
         assert_eq!((goes_on.version, goes_on.name.as_str()), (None, "a"));
-        assert!(Continue::of("nonsense", &store).is_err());
+        assert!(Continue::of("nonsense", &store, row).is_err());
     }
 }

@@ -19,7 +19,7 @@ use super::answer::{self, Shape};
 use super::read::{self, Scope};
 use crate::kubelet::Body;
 use crate::status::Status;
-use crate::store::{Change, Stored, Watch};
+use crate::store::{Before, Change, Stored, Watch};
 use crate::table::{self, IncludeObject, ListMeta};
 
 /// As kube-apiserver: about once a minute.
@@ -183,7 +183,7 @@ impl Following {
     fn changes(&mut self, changes: &[Arc<Change>]) -> Bytes {
         let mut out = Vec::new();
         for change in changes {
-            let was = change.previous.as_ref().is_some_and(|stored| self.scope.has(stored));
+            let was = change.before().is_some_and(|stored| self.scope.has(stored));
             let is = !change.deleted && self.scope.has(&change.object);
             match (was, is) {
                 (false, true) => self.push(&mut out, "ADDED", &change.object),
@@ -197,10 +197,12 @@ impl Following {
 
     /// An object that is gone, or no longer among those that are looked at: as it last was there, in the version of the change.
     fn push_gone(&mut self, out: &mut Vec<u8>, change: &Change) {
-        let last = change.previous.as_ref().filter(|_| !change.deleted);
-        let Some(last) = last else {
+        let Before::Other(last) = &change.before else {
             return self.push(out, "DELETED", &change.object);
         };
+        if change.deleted {
+            return self.push(out, "DELETED", &change.object);
+        }
         let version = change.object.resource_version;
         let mut object = last.value();
         object["metadata"]["resourceVersion"] = version.to_string().into();

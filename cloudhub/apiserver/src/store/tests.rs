@@ -125,11 +125,63 @@ async fn a_watch_that_falls_behind_is_told_and_memory_is_bounded() {
         let stored = running.store.put(key("a"), expect, object).await.unwrap();
         expect = Expect::Version(stored.resource_version);
     }
-    assert!(running.store.state().log_bytes <= LOG_BYTES);
+    assert!(running.store.state().log.bytes() <= log::LOG_BYTES);
     assert!(
         slow.next().await.is_none(),
-        "12 MiB of changes do not fit into a log of 8"
+        "12 MiB of changes do not fit into a log of 4"
     );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_kind_that_is_written_all_the_time_pushes_out_nobody_elses_changes() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = &open(&dir.path().join("store")).store;
+    let start = store.version();
+    let a = store.put(key("a"), Expect::Absent, map("a", 1)).await.unwrap();
+    let mut quiet = store.watch("configmaps", None, a.resource_version).unwrap();
+    let (lease, big) = (Key::new("leases", "default", "l"), "x".repeat(1 << 20));
+    let mut expect = Expect::Absent;
+    for n in 0..6 {
+        let object = json!({"metadata": {"name": "l", "namespace": "default"}, "spec": {"n": n, "big": big}});
+        expect = Expect::Version(store.put(lease.clone(), expect, object).await.unwrap().resource_version);
+    }
+    assert!(
+        !store.remembers("leases", a.resource_version),
+        "6 MiB of leases do not fit"
+    );
+    assert!(store.remembers("configmaps", start));
+    assert_eq!(
+        quiet.seen(),
+        store.version(),
+        "all the same it has seen all that concerns it"
+    );
+    let b = store.put(key("b"), Expect::Absent, map("b", 1)).await.unwrap();
+    let news = quiet.next().await.unwrap();
+    assert_eq!(
+        news.iter().map(|c| c.resource_version).collect::<Vec<_>>(),
+        [b.resource_version]
+    );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_change_keeps_the_state_before_it_only_where_selectors_see_another() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = &open(&dir.path().join("store")).store;
+    let mut watch = store.watch("configmaps", None, store.version()).unwrap();
+    let mut expect = Expect::Absent;
+    for (label, data) in [(1, 1), (1, 2), (2, 2)] {
+        let mut object = map("a", label);
+        object["data"] = json!({"v": data.to_string()});
+        expect = Expect::Version(store.put(key("a"), expect, object).await.unwrap().resource_version);
+    }
+    let mut changes = Vec::new();
+    while changes.len() < 3 {
+        changes.extend(watch.next().await.unwrap());
+    }
+    assert!(matches!(changes[0].before, Before::Absent));
+    assert!(matches!(changes[1].before, Before::Alike));
+    assert!(Arc::ptr_eq(&changes[0].object.labels, &changes[1].object.labels));
+    assert_eq!(changes[2].before().unwrap().labels[0].1, "1");
 }
 
 #[derive(Debug, Clone)]
@@ -168,7 +220,7 @@ proptest! {
                     if change.deleted {
                         prop_assert!(model.remove(&name).is_some(), "deleted twice");
                     } else {
-                        prop_assert_eq!(change.previous.is_none(), !model.contains_key(&name));
+                        prop_assert_eq!(change.before().is_none(), !model.contains_key(&name));
                         model.insert(name, change.object.resource_version);
                     }
                 }

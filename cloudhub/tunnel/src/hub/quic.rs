@@ -4,9 +4,14 @@
 //!
 //! A handshake that stalls is cut by a deadline; above [`RETRY_ABOVE`] pending ones a newcomer must prove its address first, above
 //! [`MAX_PENDING`] it is refused.
+//!
+//! When a fleet comes back, more want a handshake than there is time for. Then handshakes begin only as fast as those that have
+//! begun get on: [`IN_A_TURN`] each time that all other tasks have had their turn. The newest goes first, for the others may have
+//! given up; who waited for [`STALE`] is not answered and tries again. Else the hub would work for edges that are gone, and none would get in.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use quinn::{Connection, Endpoint, Incoming, RecvStream, SendStream};
 use rustls::pki_types::CertificateDer;
@@ -29,29 +34,53 @@ const REFUSAL_WITHIN: Duration = Duration::from_secs(2);
 const MAX_PENDING: usize = 4096;
 /// Above so many, a newcomer must prove its address (QUIC Retry) before it costs anything.
 const RETRY_ABOVE: usize = 256;
+/// Handshakes that begin while each other task runs once. A handshake has about ten turns of half a millisecond in all.
+const IN_A_TURN: usize = 4;
+/// An edge gives up after 3 s; half a round trip is over, and the rest of the handshake is to come.
+const STALE: Duration = Duration::from_secs(2);
 
 /// Accepts until the endpoint is closed, and then waits for the last connection.
 pub(super) async fn accept(endpoint: Endpoint, shared: Arc<Shared>) {
     let mut connections = JoinSet::new();
     let pending = Arc::new(Semaphore::new(MAX_PENDING));
+    let mut waiting: VecDeque<(Instant, Incoming)> = VecDeque::new();
     loop {
         tokio::select! {
             biased;
             Some(_) = connections.join_next() => {}
             incoming = endpoint.accept() => {
                 let Some(incoming) = incoming else { break };
-                let busy = MAX_PENDING - pending.available_permits();
+                let busy = MAX_PENDING - pending.available_permits() + waiting.len();
                 if busy > RETRY_ABOVE && !incoming.remote_address_validated() && incoming.may_retry() {
                     let _ = incoming.retry();
-                } else if let Ok(permit) = pending.clone().try_acquire_owned() {
-                    connections.spawn(serve(incoming, shared.clone(), permit));
+                } else if busy < MAX_PENDING {
+                    waiting.push_back((Instant::now(), incoming));
                 } else {
                     incoming.refuse();
+                }
+            }
+            () = tokio::task::yield_now(), if !waiting.is_empty() => {
+                for incoming in next(&mut waiting) {
+                    match pending.clone().try_acquire_owned() {
+                        Ok(permit) => _ = connections.spawn(serve(incoming, shared.clone(), permit)),
+                        Err(_) => incoming.refuse(),
+                    }
                 }
             }
         }
     }
     while connections.join_next().await.is_some() {}
+}
+
+/// The newest of those who wait; who waits for too long is not answered any more.
+fn next(waiting: &mut VecDeque<(Instant, Incoming)>) -> Vec<Incoming> {
+    while waiting.front().is_some_and(|(since, _)| since.elapsed() > STALE) {
+        if let Some((_, stale)) = waiting.pop_front() {
+            stale.ignore();
+        }
+    }
+    let newest = waiting.len().saturating_sub(IN_A_TURN);
+    waiting.drain(newest..).map(|(_, incoming)| incoming).collect()
 }
 
 /// One connection, from its first packet to its end.

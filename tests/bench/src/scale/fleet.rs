@@ -1,14 +1,17 @@
 //! Simulated edges: edgecore's own end of the cable ([`EdgeHub`]: tunnel, relay, replica, outbox) over loopback UDP, each with
-//! the certificate of a real join, over a store in memory. No containerd, no pods that run.
+//! the certificate of a real join, or one that the hub's CA has signed, over a store in memory. No containerd, no pods that run.
 
-use std::fs;
+use std::fs::{self, Permissions};
+use std::ops::Range;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context as _, Result, anyhow, bail};
+use cloudhub::identity::Authority;
 use cri::CriRuntime;
 use edgecore::config::EdgecoreConfig;
 use edgecore::edgehub::EdgeHub;
@@ -19,6 +22,7 @@ use kit::process::run;
 use kit::site::{HUB, JOIN_PORT};
 use kit::{Hub, Site, paths};
 use metastore::{Batch, Store};
+use rcgen::{CertificateParams, DistinguishedName, KeyPair};
 use serde::Deserialize;
 use serde_json::json;
 use tokio::sync::watch;
@@ -47,23 +51,59 @@ pub(super) fn own(n: usize) -> String {
 /// # Errors
 /// The first join that was refused.
 pub(super) fn join(site: &Site, hub: &Hub<'_>, count: usize) -> Result<()> {
-    let next = AtomicUsize::new(0);
+    each(0..count, JOINS_AT_ONCE, |n| {
+        join_one(site, hub, &name(n)).context("join")
+    })
+}
+
+/// Makes edges 1 to `count` of edge 0, which has joined: the same files with their own names, and certificates of their own that
+/// the hub's CA signs. A join is two processes; ten thousand of them would be most of the measurement.
+///
+/// # Errors
+/// When a file cannot be written, or the CA does not sign.
+pub(super) fn multiply(site: &Site, ca: &Authority, count: usize) -> Result<()> {
+    let (model, now) = (name(0), SystemTime::now().duration_since(UNIX_EPOCH)?);
+    let from = folder(site, &model);
+    // No way over TCP: where the edges themselves take the hub's cores, each would try that too.
+    let config = fs::read_to_string(from.join("edgecore.yaml"))?;
+    let config = config.replacen("\nhub:\n", "\nhub:\n  fallback:\n    enabled: false\n", 1);
+    let make = |n: usize| -> Result<()> {
+        let name = name(n);
+        let pki = folder(site, &name).join("pki");
+        fs::create_dir_all(&pki)?;
+        let key = KeyPair::generate()?;
+        let mut params = CertificateParams::default();
+        params.distinguished_name = DistinguishedName::new();
+        let request = params.serialize_request(&key)?.pem()?;
+        fs::write(pki.join("client.crt"), ca.sign_node(&name, 1, &request, now)?)?;
+        fs::write(pki.join("client.key"), key.serialize_pem())?;
+        fs::set_permissions(pki.join("client.key"), Permissions::from_mode(0o600))?;
+        for shared in ["serving-ca.crt", "tunnel-ca.crt"] {
+            fs::hard_link(from.join("pki").join(shared), pki.join(shared))?;
+        }
+        fs::write(folder(site, &name).join("edgecore.yaml"), config.replace(&model, &name))?;
+        Ok(())
+    };
+    each(1..count, thread::available_parallelism()?.get(), make)
+}
+
+/// Does `work` for each number, by so many threads.
+fn each(numbers: Range<usize>, threads: usize, work: impl Fn(usize) -> Result<()> + Sync) -> Result<()> {
+    let next = AtomicUsize::new(numbers.start);
     let worker = || -> Result<()> {
         loop {
             let n = next.fetch_add(1, Ordering::Relaxed);
-            if n >= count {
+            if n >= numbers.end {
                 return Ok(());
             }
-            join_one(site, hub, &name(n)).with_context(|| format!("join edge {n}"))?;
+            work(n).with_context(|| format!("edge {n}"))?;
         }
     };
     thread::scope(|scope| {
-        let workers: Vec<_> = (0..JOINS_AT_ONCE).map(|_| scope.spawn(worker)).collect();
-        workers.into_iter().try_for_each(|worker| {
-            worker
-                .join()
-                .map_err(|_| anyhow!("a thread that joins edges panicked"))?
-        })
+        let workers: Vec<_> = (0..threads).map(|_| scope.spawn(worker)).collect();
+        workers
+            .into_iter()
+            .try_for_each(|worker| worker.join().map_err(|_| anyhow!("a thread of the fleet panicked"))?)
     })
 }
 
@@ -104,42 +144,50 @@ struct Sim {
 pub(super) struct Fleet {
     sims: Vec<Sim>,
     tasks: JoinSet<()>,
-    _stop: watch::Sender<bool>,
+    stop: watch::Sender<bool>,
 }
 
 impl Fleet {
-    /// Starts `count` edges that have joined, all at once.
+    /// Starts edges 0 to `count`, which have joined, all at once.
     ///
     /// # Errors
     /// When one's configuration cannot be read.
     pub(super) fn start(site: &Site, count: usize, board: &Board) -> Result<Self> {
-        let (stop, stopped) = watch::channel(false);
+        let mut fleet = Self {
+            sims: Vec::new(),
+            tasks: JoinSet::new(),
+            stop: watch::Sender::new(false),
+        };
+        fleet.add(site, 0..count, board)?;
+        Ok(fleet)
+    }
+
+    /// Starts these edges too.
+    ///
+    /// # Errors
+    /// When one's configuration cannot be read.
+    pub(super) fn add(&mut self, site: &Site, numbers: Range<usize>, board: &Board) -> Result<()> {
         let identity = machine::identity();
         // Nobody asks a simulated edge for logs; the kubelet API wants a runtime all the same.
         let (runtime, _pump) = CriRuntime::new(Path::new("/nonexistent"));
         let runtime = Arc::new(runtime);
-        let mut fleet = Self {
-            sims: Vec::new(),
-            tasks: JoinSet::new(),
-            _stop: stop,
-        };
-        for n in 0..count {
+        for n in numbers {
             let name = name(n);
             let config = Arc::new(EdgecoreConfig::load(&folder(site, &name).join("edgecore.yaml"))?);
             let store = Store::in_memory();
             report_node(&store, &config, &identity)?;
             let kubelet = KubeletApi::new(&config, runtime.clone(), Arc::new(store.clone()));
-            let edge = EdgeHub::new(config, store.clone(), (kubelet, true), stopped.clone())?;
-            fleet.sims.push(Sim {
+            let edge = EdgeHub::new(config, store.clone(), (kubelet, true), self.stop.subscribe())?;
+            self.sims.push(Sim {
                 name,
                 store: store.clone(),
                 sessions: edge.sessions(),
                 complete: edge.complete(),
             });
-            fleet.tasks.spawn(edge.run());
-            fleet.tasks.spawn(look(store, own(n), board.clone()));
+            self.tasks.spawn(edge.run());
+            self.tasks.spawn(look(store, own(n), board.clone()));
         }
-        Ok(fleet)
+        Ok(())
     }
 
     /// Waits until every edge has a session of a higher epoch than in `before`; gives the new epochs.

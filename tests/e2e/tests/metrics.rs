@@ -117,7 +117,7 @@ fn kubectl_get_prints_metrics_as_metrics_server_does(start: Start) {
         .unwrap_or_else(|e| panic!("{e}\n{}\n{}", edge.tail(), hub.tail()));
     let _server = match &hub.above {
         Above::Kubernetes(plane, _) => Some(MetricsServer::start(&site, plane).expect("metrics-server")),
-        Above::Embedded => None,
+        Above::Embedded | Above::Other(_) => None,
     };
     for (what, name) in [("nodemetrics", "robot-1"), ("podmetrics", "busy")] {
         let lines = printed(&hub.kubectl, what);

@@ -34,7 +34,7 @@ use crate::frame::RefusedFrame;
 use crate::keys::QuicKeys;
 use crate::path::PathTransport;
 use crate::session::{Inner, Session};
-use crate::socket::Reader;
+use crate::socket;
 use crate::tls::{self, Admission, PeerCertificate, TlsError};
 use crate::transport;
 use crate::types::{CloseReason, HubAddresses, Limits, PeerInfo, Welcome};
@@ -117,8 +117,6 @@ pub enum HubError {
 pub struct Hub {
     shared: Arc<Shared>,
     endpoint: Endpoint,
-    /// Reads the endpoint's socket.
-    _reader: Reader,
     local_addr: SocketAddr,
     tcp_addrs: Vec<SocketAddr>,
     tcp_door: TcpDoor,
@@ -151,12 +149,11 @@ impl Hub {
         let over_tcp = Arc::new(tls.clone());
         let server = transport::hub(tls, &config.keys)?;
         let socket = transport::socket(config.listen, None).map_err(bind)?;
-        let reader = Reader::start().map_err(bind)?;
         let endpoint = Endpoint::new_with_abstract_socket(
             config.keys.endpoint_config(),
             Some(server.clone()),
-            reader.adopt(socket).map_err(bind)?,
-            reader.runtime(),
+            socket::adopt(socket).map_err(bind)?,
+            Arc::new(quinn::TokioRuntime),
         )
         .map_err(bind)?;
         let local_addr = endpoint.local_addr().map_err(bind)?;
@@ -188,7 +185,6 @@ impl Hub {
         Ok(Self {
             shared,
             endpoint,
-            _reader: reader,
             local_addr,
             tcp_addrs,
             tcp_door,

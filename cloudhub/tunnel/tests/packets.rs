@@ -94,6 +94,25 @@ async fn until(what: &str, test: impl Fn() -> bool) {
     .await;
 }
 
+/// A session whose two paths both know that they are fast. One whose handshake met a busy machine takes that for its round trip, and is
+/// left alone while the other carries all.
+async fn two_alike(edge: &Edge, hub: &Hub) -> (Session, Session) {
+    for _ in 0..10 {
+        let (at_edge, at_hub) = soon("a session", async { tokio::join!(edge.connect(), hub.accept()) }).await;
+        let (at_edge, at_hub) = (at_edge.unwrap(), at_hub.unwrap());
+        for session in [&at_edge, &at_hub] {
+            until("two paths", || session.paths().len() == 2).await;
+        }
+        let paths = [at_edge.paths(), at_hub.paths()].concat();
+        if paths.iter().all(|path| path.stats.rtt < Duration::from_millis(100)) {
+            return (at_edge, at_hub);
+        }
+        at_edge.close(CloseReason::Local);
+        soon("its end at the hub", at_hub.closed()).await;
+    }
+    panic!("ten handshakes in a row were slow");
+}
+
 #[tokio::test]
 async fn each_flow_is_in_order_and_whole_over_two_lossy_uplinks() {
     let site = Site::new();
@@ -110,11 +129,7 @@ async fn each_flow_is_in_order_and_whole_over_two_lossy_uplinks() {
     let uplinks = watch::Sender::new(uplinks.collect());
     config.uplinks = uplinks.subscribe();
     let edge = Edge::new(config).unwrap();
-    let (at_edge, at_hub) = soon("a session", async { tokio::join!(edge.connect(), hub.accept()) }).await;
-    let (at_edge, at_hub) = (at_edge.unwrap(), at_hub.unwrap());
-    for session in [&at_edge, &at_hub] {
-        until("two paths", || session.paths().len() == 2).await;
-    }
+    let (at_edge, at_hub) = two_alike(&edge, &hub).await;
     for link in &links {
         link.lose(30);
     }

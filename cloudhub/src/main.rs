@@ -6,10 +6,6 @@ use cloudhub::app;
 use cloudhub::config::{Config, Flags};
 use tracing_subscriber::EnvFilter;
 
-/// musl's own takes a lock and a search for each piece.
-#[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
-
 fn main() -> Result<()> {
     let flags = Flags::parse();
     let config = Config::load(&flags)?;

@@ -6,10 +6,6 @@ use anyhow::Context;
 use clap::Parser;
 use edgecore::config::{DEFAULT_PATH, EdgecoreConfig};
 
-/// musl's own takes a lock and a search for each piece.
-#[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
-
 /// Kedge's node agent.
 #[derive(Debug, Parser)]
 #[command(version = edgecore::node::report::KUBELET_VERSION)]

@@ -112,10 +112,11 @@ async fn has_two_paths(session: &Session) {
     .await;
 }
 
-/// An address of loopback on which nobody listens.
+/// An address of loopback on which nobody listens, and that the kernel gives to no other test meanwhile: it gives 32768 and above.
 fn free() -> SocketAddr {
-    let socket = std::net::UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
-    socket.local_addr().unwrap()
+    let ports = std::iter::repeat_with(|| rand::random_range(20_000..32_000));
+    let mut free = ports.filter_map(|port| std::net::UdpSocket::bind((Ipv4Addr::LOCALHOST, port)).ok());
+    free.next().unwrap().local_addr().unwrap()
 }
 
 /// An edge that begins with one uplink, and how to give it another.

@@ -158,9 +158,9 @@ fn shown(page: &str, pages: &Pages) -> (StatusCode, String) {
             "the API has not been listed yet\n".to_owned(),
         ),
         "/configz" => (StatusCode::OK, pages.config.to_string()),
-        "/metrics" => (StatusCode::OK, links::metrics(pages.tunnel.sessions())),
+        "/metrics" => (StatusCode::OK, links::metrics(&pages.tunnel.sessions())),
         "/debug/nodes" => (StatusCode::OK, pages.registry.summary().to_string()),
-        "/debug/paths" => (StatusCode::OK, links::report(pages.tunnel.sessions()).to_string()),
+        "/debug/paths" => (StatusCode::OK, links::report(&pages.tunnel.sessions()).to_string()),
         _ => (StatusCode::NOT_FOUND, format!("there is no {page}\n")),
     }
 }

@@ -123,8 +123,8 @@ impl KubeletAddress for KubeletProxy {
             if last != Some(port) {
                 ports.next = port.saturating_add(1);
             }
-            ports.taken.insert(port);
             let port = listener.local_addr().ok()?.port();
+            ports.taken.insert(port);
             ports.of.insert(node.to_owned(), port);
             let serving = serve(self.config.clone(), node.to_owned(), listener, self.places.clone());
             ports.tasks.spawn(serving);

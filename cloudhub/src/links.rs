@@ -12,7 +12,7 @@ use tunnel::exposition::{Exposition, Kind};
 use tunnel::{PathReport, Session};
 
 /// Every path of every session that is not dormant, by node.
-pub(crate) fn report(sessions: Vec<Session>) -> Value {
+pub(crate) fn report(sessions: &[Session]) -> Value {
     let one = |session: &Session| {
         let stats = session.stats();
         let value = json!({
@@ -49,12 +49,12 @@ fn path(path: &PathReport) -> Value {
 }
 
 /// For Prometheus.
-pub(crate) fn metrics(sessions: Vec<Session>) -> String {
-    let (here, away): (Vec<Session>, Vec<Session>) = sessions.into_iter().partition(Session::is_here);
+pub(crate) fn metrics(sessions: &[Session]) -> String {
+    let (here, away): (Vec<&Session>, Vec<&Session>) = sessions.iter().partition(|session| session.is_here());
     // In the order of their names, each time.
     let sessions: BTreeMap<&str, &Session> = here
         .iter()
-        .map(|session| (session.peer().node.as_str(), session))
+        .map(|session| (session.peer().node.as_str(), *session))
         .collect();
     let mut out = Exposition::default();
     let dormant = "Robots that are away and whose session waits for them.";

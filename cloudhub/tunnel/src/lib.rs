@@ -37,6 +37,7 @@ mod hub;
 pub mod ip;
 mod keys;
 mod lane;
+mod least;
 pub mod liveness;
 mod meter;
 mod packets;

@@ -9,6 +9,7 @@
 
 use std::time::Duration;
 
+use crate::least::Least;
 use crate::path::Counters;
 
 /// Idle time after which the edge asks. With its ACK it is about 118 B, 1.3 MB a day.
@@ -46,9 +47,8 @@ pub struct Liveness {
     heard_at: Duration,
     eliciting: u64,
     asked_at: Option<Duration>,
-    /// The least smoothed round trip of this window and of the last.
-    rtt: [Duration; 2],
-    rtt_since: Duration,
+    /// Of quinn's smoothed ones.
+    rtt: Least,
 }
 
 impl Liveness {
@@ -61,22 +61,14 @@ impl Liveness {
             heard_at: Duration::ZERO,
             eliciting: counters.eliciting,
             asked_at: None,
-            rtt: [counters.rtt; 2],
-            rtt_since: Duration::ZERO,
+            rtt: Least::new(RTT_WINDOW, Duration::ZERO, counters.rtt),
         }
     }
 
     /// How long an answer may take.
     fn answer_within(&self) -> Duration {
-        let rtt = self.rtt[0].min(self.rtt[1]);
+        let rtt = self.rtt.get();
         ANSWER_WITHIN.max(rtt * ANSWER_WITHIN_RTTS).min(self.silence)
-    }
-
-    fn note(&mut self, rtt: Duration) {
-        if self.now.saturating_sub(self.rtt_since) >= RTT_WINDOW {
-            (self.rtt, self.rtt_since) = ([rtt, self.rtt[0]], self.now);
-        }
-        self.rtt[0] = self.rtt[0].min(rtt);
     }
 
     /// Looks at the counters again, so long after the last look. A look that comes late counts for two ticks at most: while this
@@ -88,7 +80,7 @@ impl Liveness {
             self.heard_at = self.now;
             self.eliciting = counters.eliciting;
             self.asked_at = None;
-            self.note(counters.rtt);
+            self.rtt.note(self.now, counters.rtt);
             return Verdict::Alive;
         }
         if counters.eliciting != self.eliciting && self.asked_at.is_none() {

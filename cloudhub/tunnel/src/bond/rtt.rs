@@ -2,14 +2,17 @@
 
 use std::time::Duration;
 
+use crate::least::Least;
+
+/// The least round trip of one or two of these counts.
+const WINDOW: Duration = Duration::from_secs(10);
+
 /// Round-trip time.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Rtt {
     pub(crate) smoothed: Duration,
     variance: Duration,
-    /// The least of this and of the last 10 s.
-    least: [Duration; 2],
-    since: Duration,
+    least: Least,
 }
 
 impl Rtt {
@@ -18,8 +21,7 @@ impl Rtt {
         Self {
             smoothed: first,
             variance: first / 4,
-            least: [first; 2],
-            since: now,
+            least: Least::new(WINDOW, now, first),
         }
     }
 
@@ -27,13 +29,10 @@ impl Rtt {
         let away = self.smoothed.abs_diff(sample);
         self.variance = (self.variance * 3 + away) / 4;
         self.smoothed = (self.smoothed * 7 + sample) / 8;
-        if now.saturating_sub(self.since) > Duration::from_secs(10) {
-            (self.least, self.since) = ([sample, self.least[0]], now);
-        }
-        self.least[0] = self.least[0].min(sample);
+        self.least.note(now, sample);
     }
 
     pub(crate) fn least(&self) -> Duration {
-        self.least[0].min(self.least[1])
+        self.least.get()
     }
 }

@@ -243,7 +243,7 @@ impl End for Baseline {
 
     fn stats(&self) -> Value {
         match &self.source {
-            Source::TcpEdge { hub, .. } => flow(*hub).unwrap_or_default(),
+            Source::TcpEdge { hub, .. } => flow(*hub).unwrap_or_else(|error| json!({"error": format!("{error:#}")})),
             _ => Value::Null,
         }
     }

@@ -136,6 +136,7 @@ impl Runs {
         let each = cores / megabits * 1000.0;
         let inner = |field: &str| self.median(|bulk| bulk.inner[field].as_f64().unwrap_or_default());
         let flow = match self.bulks.first() {
+            Some(bulk) if bulk.inner["error"].is_string() => format!(", inside: {}", bulk.inner["error"]),
             Some(bulk) if !bulk.inner.is_null() => format!(
                 ", inside {:.0} ms (least {:.0}), window {:.0} kB, {:.0} repeats",
                 inner("rttMs"),

@@ -165,7 +165,7 @@ impl Objects {
     }
 
     pub(super) fn get(&self, kind: &Kind, id: &str) -> Option<Arc<Object>> {
-        self.lock().kinds.get(kind.plural)?.objects.get(id).cloned()
+        self.lock().found(kind, id)
     }
 
     /// At most `limit` after `after`; 0 is no limit.
@@ -255,21 +255,12 @@ impl Objects {
         let collection = state.kinds.entry(kind.plural).or_default();
         let (sender, receiver) = mpsc::channel(if which.one.is_some() { BEHIND_ONE } else { BEHIND });
         let since = |(id, object): &(&String, &Arc<Object>)| object.revision > revision && which.has(id, object);
-        let missed: Vec<Bytes> = match &which.one {
-            Some(one) => collection
-                .objects
-                .get_key_value(one)
-                .into_iter()
-                .filter(since)
-                .map(|(_, o)| kind.event("MODIFIED", o))
-                .collect(),
-            None => collection
-                .objects
-                .iter()
-                .filter(since)
-                .map(|(_, o)| kind.event("MODIFIED", o))
-                .collect(),
+        let range = match &which.one {
+            Some(one) => (Bound::Included(one.as_str()), Bound::Included(one.as_str())),
+            None => (Bound::Unbounded, Bound::Unbounded),
         };
+        let found = collection.objects.range::<str, _>(range).filter(since);
+        let missed: Vec<Bytes> = found.map(|(_, object)| kind.event("MODIFIED", object)).collect();
         // More than fit: the watch is over before it begins, and its client lists again.
         if missed.into_iter().all(|line| sender.try_send(line).is_ok()) {
             let watchers = match &which.one {

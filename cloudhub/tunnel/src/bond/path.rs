@@ -83,6 +83,8 @@ const MAX_PROBES: usize = 1024;
 /// So many later packets that arrived, or one later by so much, prove a loss: a path is first in, first out until it shows otherwise.
 const REORDER_PACKETS: u64 = 1;
 const REORDER_TIME: Duration = Duration::from_millis(4);
+/// A round trip that is older is no reason to leave a path alone.
+const MEASURED: Duration = Duration::from_secs(1);
 /// Silence after which the last packets of a burst are followed by a probe.
 const TAIL: Duration = Duration::from_millis(10);
 /// A keep-alive that has no answer is repeated.
@@ -522,6 +524,11 @@ impl Path {
         }
         let pause = if best { KEEP_ALIVE_BEST } else { KEEP_ALIVE_OTHER };
         keep_alive.then(|| self.last_sent + pause)
+    }
+
+    /// Whether nothing is out that would tell its round trip, and what is known of it is old.
+    pub(crate) fn is_unmeasured(&self, now: Duration) -> bool {
+        self.in_flight == 0 && self.rtt.is_older(now, MEASURED)
     }
 
     /// A packet came over it, a probe perhaps: one that is suspect is asked as soon as it may be.

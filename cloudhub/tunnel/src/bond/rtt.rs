@@ -13,6 +13,8 @@ pub(crate) struct Rtt {
     pub(crate) smoothed: Duration,
     variance: Duration,
     least: Least,
+    /// When it was measured last; None: only by the handshake, which a busy machine makes long.
+    measured: Option<Duration>,
 }
 
 impl Rtt {
@@ -22,14 +24,23 @@ impl Rtt {
             smoothed: first,
             variance: first / 4,
             least: Least::new(WINDOW, now, first),
+            measured: None,
         }
     }
 
     pub(super) fn sample(&mut self, now: Duration, sample: Duration) {
+        if self.measured.replace(now).is_none() && sample < self.smoothed {
+            (self.smoothed, self.variance) = (sample, sample / 4);
+        }
         let away = self.smoothed.abs_diff(sample);
         self.variance = (self.variance * 3 + away) / 4;
         self.smoothed = (self.smoothed * 7 + sample) / 8;
         self.least.note(now, sample);
+    }
+
+    /// Whether it was not measured for so long.
+    pub(super) fn is_older(&self, now: Duration, than: Duration) -> bool {
+        self.measured.is_none_or(|at| now.saturating_sub(at) >= than)
     }
 
     pub(crate) fn least(&self) -> Duration {

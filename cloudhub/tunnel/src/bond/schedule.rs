@@ -143,13 +143,17 @@ impl Bond {
             }
             return;
         }
+        let declined = std::mem::take(&mut self.declined);
         loop {
             match self.fill(draft) {
                 Offered::More if draft.room(0) >= MIN_PIECE => {}
                 _ => break,
             }
         }
-        if draft.contents.is_empty() && due {
+        // It may decline for what was true once.
+        let asks = self.declined && self.paths[draft.at].is_unmeasured(draft.now) && !self.spares_acks(draft.at);
+        self.declined |= declined;
+        if draft.contents.is_empty() && (due || asks) {
             draft.ack_now = true;
             draft.put(&Frame::Probe, Content::Probe);
         }

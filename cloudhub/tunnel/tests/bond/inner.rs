@@ -195,10 +195,14 @@ impl Owner for Tcp {
     }
 }
 
-/// Sends as many packets of one flow as the bond takes, edge to hub.
+/// Sends as many packets of one flow as the bond takes, edge to hub, or one in each of a time.
 pub(crate) struct Flood {
     protocol: u8,
     dscp: u8,
+    pub(crate) every: Duration,
+    due: Duration,
+    /// When each left.
+    sent: Vec<Duration>,
     next: u64,
     /// When each came out, and its number.
     pub(crate) arrivals: Vec<(Duration, u64)>,
@@ -209,15 +213,31 @@ impl Flood {
         Self {
             protocol,
             dscp,
+            every: Duration::ZERO,
+            due: Duration::ZERO,
+            sent: Vec::new(),
             next: 0,
             arrivals: Vec::new(),
         }
+    }
+
+    /// The same with one packet in each of a time.
+    pub(crate) fn paced(self, every: Duration) -> Self {
+        Self { every, ..self }
     }
 
     /// Inner bytes delivered between two moments, Mbit/s.
     pub(crate) fn rate(&self, from: Duration, to: Duration) -> f64 {
         let count = self.arrivals.iter().filter(|(at, _)| *at > from && *at <= to).count();
         (count * MTU * 8) as f64 / (to - from).as_secs_f64() / 1e6
+    }
+
+    /// How long the packets that left between two moments were on their way, ms.
+    pub(crate) fn delays(&self, from: Duration, to: Duration) -> Vec<f64> {
+        let sent = |number: u64| self.sent[usize::try_from(number).expect("counted")];
+        let arrivals = self.arrivals.iter().map(|(at, number)| (sent(*number), *at));
+        let inside = arrivals.filter(|(sent, _)| *sent > from && *sent <= to);
+        inside.map(|(sent, at)| (at - sent).as_secs_f64() * 1e3).collect()
     }
 
     /// The longest gap between two arrivals, between two moments.
@@ -239,15 +259,22 @@ impl Flood {
 
 impl Owner for Flood {
     fn act(&mut self, now: Duration, [edge, _]: [&mut Bond; 2]) -> Option<Duration> {
-        while edge.has_room_for_datagram() {
+        while self.due <= now && edge.has_room_for_datagram() {
+            self.due = if self.every.is_zero() {
+                self.due
+            } else {
+                now + self.every
+            };
             let mut packet = packet(self.protocol, 9, self.next, 0, MTU).to_vec();
             packet[1] = self.dscp << 2;
             if edge.send_datagram(now, Bytes::from(packet)).is_err() {
                 break;
             }
+            self.sent.push(now);
             self.next += 1;
         }
-        None
+        // Without room, whoever makes some wakes us.
+        (self.due > now).then_some(self.due)
     }
 
     fn event(&mut self, now: Duration, end: usize, _bond: &mut Bond, event: Event) {

@@ -247,3 +247,28 @@ fn s7_the_first_message_after_an_outage_of_all_links_comes_at_once() {
         assert_eq!(three.violations, []);
     }
 }
+
+#[test]
+fn a_path_whose_handshake_was_slow_is_asked_again() {
+    // 8 Mbit/s, which the first path carries alone.
+    let mut flood = Flood::new(17, 0).paced(Duration::from_micros(1400));
+    let mut links = three(|_| Loss::None, 1);
+    links.truncate(2);
+    links.reverse();
+    links[1].rtt = ms(460);
+    let mut two = World::new(links, configs(Faults::default()));
+    let rtts = |world: &World| {
+        world.ends[0]
+            .bond
+            .path_stats()
+            .into_iter()
+            .map(|path| path.rtt)
+            .collect::<Vec<_>>()
+    };
+    two.run(Duration::from_secs(1) + ms(200), &mut flood);
+    let rtt = rtts(&two);
+    assert!(rtt[1] < ms(60), "it was left alone with {rtt:?}");
+    two.run(seconds(5), &mut flood);
+    assert_eq!(two.violations, []);
+    assert!(flood.rate(seconds(1), seconds(5)) > 7.8);
+}

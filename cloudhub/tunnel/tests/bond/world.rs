@@ -47,7 +47,8 @@ pub(crate) struct Link {
     pub(crate) datagram: usize,
     /// What both ends know of it.
     pub(crate) policy: Policy,
-    rtt: Duration,
+    /// The round trip of the handshake.
+    pub(crate) rtt: Duration,
 }
 
 impl Link {

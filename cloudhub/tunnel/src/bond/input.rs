@@ -38,7 +38,7 @@ impl Bond {
                 asks = Asks::Soon;
             }
             is_probe |= matches!(frame, Frame::Probe);
-            taken &= self.handle_frame(now, frame)?;
+            taken &= self.handle_frame(now, id, frame)?;
         }
         self.paths[at].heard(now, is_probe);
         if header.ack_now {
@@ -53,7 +53,7 @@ impl Bond {
     }
 
     /// Ok(false) when there is no room for it: it must come again.
-    fn handle_frame(&mut self, now: Duration, frame: Frame) -> Result<bool, Violation> {
+    fn handle_frame(&mut self, now: Duration, path: PathId, frame: Frame) -> Result<bool, Violation> {
         match frame {
             Frame::Datagram {
                 number,
@@ -65,6 +65,7 @@ impl Bond {
             } => self.reorder.handle(
                 now,
                 Arrival {
+                    path,
                     number,
                     flow,
                     sequence,

@@ -31,6 +31,7 @@ mod input;
 mod intake;
 mod messages;
 mod path;
+mod playout;
 mod policy;
 mod ranges;
 mod reorder;

@@ -4,6 +4,7 @@
 //! - a packet waits at most [`hold`] for those before it: 400 ms in TCP flows, so that even the death of a path is repaired before
 //!   TCP sees a gap; 80 ms in other flows; not at all in real-time ones
 //! - what comes later than that is delivered at once, out of order
+//! - in TCP flows a packet that need not wait is held back by what others of its path had to wait lately (`playout`)
 //!
 //! Bounds: [`MAX_HELD`] packets a flow and the edge's memory budget over all; beyond them the flow that has waited longest goes on
 //! without what it waits for.
@@ -16,6 +17,8 @@ use bytes::{Bytes, BytesMut};
 use super::faults::Faults;
 use super::flow::FLOW_IDLE;
 use super::frame::{Order, Part};
+use super::path::PathId;
+use super::playout::Playout;
 use super::ranges::{Window, expand};
 use super::violation::Violation;
 
@@ -46,13 +49,25 @@ pub(crate) fn hold(order: Order) -> Duration {
 #[derive(Debug)]
 struct Flow {
     generation: u16,
+    /// All before this have arrived, or are no longer waited for.
     expected: u64,
-    held: BTreeMap<u64, Bytes>,
+    held: BTreeMap<u64, Held>,
+    /// What has arrived in order, and when it may be delivered.
+    playing: VecDeque<(Duration, Bytes)>,
+    playout: Playout,
     /// Sequences and times in order of arrival; those that are no longer held are skipped.
     arrivals: VecDeque<(u64, Duration)>,
     deadline: Option<Duration>,
     order: Order,
     used: Duration,
+}
+
+#[derive(Debug)]
+struct Held {
+    at: Duration,
+    /// None: it does not tell what its path's packets wait.
+    path: Option<PathId>,
+    packet: Bytes,
 }
 
 #[derive(Debug)]
@@ -65,6 +80,8 @@ struct Half {
 /// A packet or a half that arrived.
 #[derive(Debug)]
 pub(crate) struct Arrival {
+    /// The path that brought it, or its second half.
+    pub(crate) path: PathId,
     pub(crate) number: u32,
     pub(crate) flow: u16,
     pub(crate) sequence: u32,
@@ -136,7 +153,7 @@ impl Reorder {
             self.bytes -= half.payload.len() + HELD_COST;
         }
         self.place(now, arrival);
-        self.keep_budget();
+        self.keep_budget(now);
         Ok(true)
     }
 
@@ -183,7 +200,7 @@ impl Reorder {
             return self.deliver(arrival.payload);
         }
         if newer > 0 {
-            self.release(slot, u64::MAX);
+            self.release(now, slot, u64::MAX);
             self.flows.insert(slot, Flow::new(generation, now));
         }
         let Some(flow) = self.flows.get_mut(&slot) else { return };
@@ -195,45 +212,70 @@ impl Reorder {
         }
         if sequence > flow.expected + MAX_JUMP {
             // This end forgot the flow, or never saw its beginning.
-            self.release(slot, u64::MAX);
+            self.release(now, slot, u64::MAX);
         }
         let Some(flow) = self.flows.get_mut(&slot) else { return };
         if sequence > flow.expected + MAX_JUMP {
             flow.expected = sequence;
         }
+        let fills = flow.held.last_key_value().is_some_and(|(last, _)| sequence < *last);
+        let held = Held {
+            at: now,
+            // What fills a gap is what others waited for.
+            path: (!fills).then_some(arrival.path),
+            packet: arrival.payload,
+        };
+        let size = held.packet.len() + HELD_COST;
         if sequence == flow.expected && flow.held.is_empty() {
             flow.expected += 1;
-            return self.deliver(arrival.payload);
+            if let Some(packet) = flow.play(now, held) {
+                return self.deliver(packet);
+            }
+        } else {
+            let packet = compact(held.packet);
+            flow.held.insert(sequence, Held { packet, ..held });
+            flow.arrivals.push_back((sequence, now));
         }
-        self.bytes += arrival.payload.len() + HELD_COST;
-        flow.held.insert(sequence, compact(arrival.payload));
-        flow.arrivals.push_back((sequence, now));
+        self.bytes += size;
         let full = flow.held.len() > MAX_HELD;
         let first = flow.held.first_key_value().map_or(0, |(first, _)| *first);
-        self.release(slot, if full { first + 1 } else { 0 });
+        self.release(now, slot, if full { first + 1 } else { 0 });
     }
 
-    /// Delivers what a flow holds in order, going on without what is missing below `until`.
-    fn release(&mut self, slot: u16, until: u64) {
+    /// Lets go what a flow holds in order, going on without what is missing below `until`.
+    fn release(&mut self, now: Duration, slot: u16, until: u64) {
         let Some(flow) = self.flows.get_mut(&slot) else { return };
         while let Some(entry) = flow.held.first_entry() {
             let sequence = *entry.key();
             if sequence != flow.expected && sequence >= until {
                 break;
             }
-            let packet = entry.remove();
             self.skipped += sequence - flow.expected;
             flow.expected = sequence + 1;
-            self.bytes -= packet.len() + HELD_COST;
-            self.delivered += 1;
-            self.ready.push_back(packet);
+            let held = entry.remove();
+            if let Some(packet) = flow.play(now, held) {
+                self.bytes -= packet.len() + HELD_COST;
+                self.delivered += 1;
+                self.ready.push_back(packet);
+            }
         }
         while let Some((sequence, _)) = flow.arrivals.front()
             && *sequence < flow.expected
         {
             flow.arrivals.pop_front();
         }
-        let deadline = flow.arrivals.front().map(|(_, at)| *at + hold(flow.order));
+        // Whoever goes on without what is missing makes the others wait no longer.
+        let due = if until > 0 { Duration::MAX } else { now };
+        while let Some((at, _)) = flow.playing.front()
+            && (*at <= due || flow.playing.len() > MAX_HELD)
+            && let Some((_, packet)) = flow.playing.pop_front()
+        {
+            self.bytes -= packet.len() + HELD_COST;
+            self.delivered += 1;
+            self.ready.push_back(packet);
+        }
+        let waits = flow.arrivals.front().map(|(_, at)| *at + hold(flow.order));
+        let deadline = waits.into_iter().chain(flow.playing.front().map(|(at, _)| *at)).min();
         if flow.deadline != deadline {
             if let Some(old) = flow.deadline {
                 self.deadlines.remove(&(old, slot));
@@ -242,7 +284,7 @@ impl Reorder {
                 self.deadlines.insert((new, slot));
             } else {
                 // A burst's capacity is not kept.
-                flow.arrivals = VecDeque::new();
+                (flow.arrivals, flow.playing) = (VecDeque::new(), VecDeque::new());
             }
             flow.deadline = deadline;
         }
@@ -263,10 +305,10 @@ impl Reorder {
     }
 
     /// Frees memory: the flow that has waited longest goes on, and the oldest half goes.
-    fn keep_budget(&mut self) {
+    fn keep_budget(&mut self, now: Duration) {
         while self.bytes > self.budget && !self.faults.memory_unbounded {
             if let Some((_, slot)) = self.deadlines.first().copied() {
-                self.go_on(slot);
+                self.go_on(now, slot);
             } else if let Some((_, half)) = self.halves.pop_first() {
                 self.bytes -= half.payload.len() + HELD_COST;
             } else {
@@ -276,11 +318,10 @@ impl Reorder {
     }
 
     /// The packet of the flow that has waited longest is delivered, without what is missing before it.
-    fn go_on(&mut self, slot: u16) {
+    fn go_on(&mut self, now: Duration, slot: u16) {
         let waited = self.flows.get(&slot).and_then(|flow| flow.arrivals.front());
-        if let Some((sequence, _)) = waited.copied() {
-            self.release(slot, sequence + 1);
-        }
+        let until = waited.map_or(1, |(sequence, _)| sequence + 1);
+        self.release(now, slot, until);
     }
 
     /// Goes on where the time is over.
@@ -288,7 +329,13 @@ impl Reorder {
         while let Some((deadline, slot)) = self.deadlines.first().copied()
             && deadline <= now
         {
-            self.go_on(slot);
+            let flow = self.flows.get(&slot);
+            let over = flow.is_some_and(|flow| flow.has_waited(now));
+            if over {
+                self.go_on(now, slot);
+            } else {
+                self.release(now, slot, 0);
+            }
         }
         while let Some((_, half)) = self.halves.first_key_value()
             && now.saturating_sub(half.since) > 2 * hold(Order::Long)
@@ -302,7 +349,7 @@ impl Reorder {
     /// Forgets flows that are idle.
     pub(crate) fn sweep(&mut self, now: Duration) {
         self.flows
-            .retain(|_, flow| !flow.held.is_empty() || now.saturating_sub(flow.used) < IDLE);
+            .retain(|_, flow| flow.deadline.is_some() || now.saturating_sub(flow.used) < IDLE);
         if self.flows.is_empty() {
             self.flows = HashMap::new();
         }
@@ -334,11 +381,34 @@ impl Flow {
             generation,
             expected: 0,
             held: BTreeMap::new(),
+            playing: VecDeque::new(),
+            playout: Playout::default(),
             arrivals: VecDeque::new(),
             deadline: None,
             order: Order::Short,
             used: now,
         }
+    }
+
+    /// A packet whose turn has come; Some: to be delivered at once.
+    fn play(&mut self, now: Duration, held: Held) -> Option<Bytes> {
+        let mut at = held.at;
+        if let (Some(path), Order::Long) = (held.path, self.order) {
+            self.playout.note(now, path, now.saturating_sub(held.at));
+            at += self.playout.delay(path);
+        }
+        if at <= now && self.playing.is_empty() {
+            return Some(held.packet);
+        }
+        let before = self.playing.back().map_or(Duration::ZERO, |(at, _)| *at);
+        self.playing.push_back((at.max(before), compact(held.packet)));
+        None
+    }
+
+    /// Whether a packet has waited for others as long as it may.
+    fn has_waited(&self, now: Duration) -> bool {
+        let first = self.arrivals.front();
+        first.is_some_and(|(_, at)| *at + hold(self.order) <= now)
     }
 }
 

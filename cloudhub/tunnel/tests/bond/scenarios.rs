@@ -272,3 +272,33 @@ fn a_path_whose_handshake_was_slow_is_asked_again() {
     assert_eq!(two.violations, []);
     assert!(flood.rate(seconds(1), seconds(5)) > 7.8);
 }
+
+#[test]
+fn a_busy_flow_is_even_and_a_thin_one_is_not_held_back() {
+    let mut flood = Flood::new(6, 0).paced(ms(20));
+    let mut three = world(|at| Loss::Iid(LOSSY[at]), 3);
+    let median = |flood: &Flood, from, to| percentile(&mut flood.delays(from, to), 0.5);
+    three.run(seconds(5), &mut flood);
+    let thin = median(&flood, seconds(0), seconds(5));
+    // 60 Mbit/s, in which nearly all wait for repairs.
+    flood.every = Duration::from_micros(184);
+    three.run(seconds(20), &mut flood);
+    let busy = median(&flood, seconds(14), seconds(20));
+    // As BBR looks for the least round trip: four packets at a time for a fifth of a second.
+    flood.every = ms(10);
+    three.run(seconds(20) + ms(300), &mut flood);
+    let probed = flood.delays(seconds(20) + ms(100), seconds(20) + ms(300));
+    let least = probed.iter().copied().fold(f64::MAX, f64::min);
+    three.run(seconds(45), &mut flood);
+    let after = median(&flood, seconds(40), seconds(45));
+    println!(
+        "in order, ms: thin {thin:.1}, busy {busy:.1}, least of some packets amid it {least:.1}, thin again {after:.1}"
+    );
+    assert!(
+        thin < 12.0 && after < 12.0,
+        "nothing is added to a flow that waits for nothing"
+    );
+    assert!(least > busy / 2.0, "a window of two such round trips is enough");
+    assert_eq!(three.violations, []);
+    assert_eq!(three.ends[1].bond.stats().skipped, 0);
+}

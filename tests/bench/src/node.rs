@@ -226,6 +226,9 @@ impl Bench<'_, '_> {
             raw.extend(self.runtime.block_on(self.raw.start(count))?.into_iter().max());
             last = names(&format!("burst{count}-{burst}"), count);
             ours.extend(self.runtime.block_on(self.pods.start(&last))?.into_iter().max());
+            if let (Some(ours), Some(raw)) = (ours.last(), raw.last()) {
+                self.say(&format!("{count} pods took {ours:.2?}, by raw CRI {raw:.2?}"));
+            }
         }
         let what = format!("{count} pods at once, first API write → all Running");
         let ours = self.row(what, "ms", milliseconds(&ours))?;

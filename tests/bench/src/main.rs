@@ -73,6 +73,9 @@ enum Suite {
         /// Only these
         #[arg(long, value_delimiter = ',')]
         only: Vec<links::Scenario>,
+        /// How long each run of S1 and S2 is, seconds
+        #[arg(long)]
+        seconds: Option<f64>,
         /// What tests/run asks for, at low rates
         #[arg(long, hide = true)]
         gate: bool,
@@ -93,12 +96,18 @@ fn main() -> Result<ExitCode> {
     world::raise_file_limit()?;
     let rows = match flags.suite {
         Suite::End => return links::end::run().map(|()| ExitCode::SUCCESS),
-        Suite::Links { ref only, gate, .. } => {
-            let plan = match (gate, flags.quick) {
+        Suite::Links {
+            ref only,
+            seconds,
+            gate,
+            ..
+        } => {
+            let mut plan = match (gate, flags.quick) {
                 (true, _) => links::plan::Plan::gate(),
                 (_, true) => links::plan::Plan::quick(),
                 _ => links::plan::Plan::full(),
             };
+            plan.bulk_seconds = seconds.unwrap_or(plan.bulk_seconds);
             write(&flags, &links::report(&plan, only, &about(&flags)?)?)?;
             return Ok(ExitCode::SUCCESS);
         }

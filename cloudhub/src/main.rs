@@ -6,8 +6,7 @@ use cloudhub::app;
 use cloudhub::config::{Config, Flags};
 use tracing_subscriber::EnvFilter;
 
-/// musl's own takes a lock and a search for each piece: 20 pods at once took a third more over raw CRI, the hub a third more memory
-/// (`cloudhub/README.md`).
+/// musl's own takes one lock for all threads (`cloudhub/README.md`).
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 

@@ -23,53 +23,48 @@ const LEAST: Duration = Duration::from_millis(2);
 #[derive(Clone, Copy, Debug)]
 struct Waits {
     path: PathId,
-    /// Packets and the sum of their waits, µs: of this window and the last one.
-    of: [(u32, u64); 2],
+    /// Packets and the sum of their waits: of this window and the last one.
+    of: [(u32, Duration); 2],
 }
 
 /// The waits of one flow.
 #[derive(Debug, Default)]
 pub(crate) struct Playout {
     since: Duration,
-    packets: [u32; 2],
     waits: Vec<Waits>,
 }
 
 impl Playout {
     /// A packet that arrived after all that had left before it, or before them: it waited so long for them.
     pub(crate) fn note(&mut self, now: Duration, path: PathId, waited: Duration) {
-        if now.saturating_sub(self.since) >= WINDOW {
-            let stale = now.saturating_sub(self.since) >= 2 * WINDOW;
+        let elapsed = now.saturating_sub(self.since);
+        if elapsed >= 2 * WINDOW {
+            self.waits.clear();
+        }
+        if elapsed >= WINDOW {
             self.since = now;
-            let turn = |last: u32| if stale { 0 } else { last };
-            self.packets = [0, turn(self.packets[0])];
             for waits in &mut self.waits {
-                waits.of = [(0, 0), if stale { (0, 0) } else { waits.of[0] }];
+                waits.of = [(0, Duration::ZERO), waits.of[0]];
             }
             self.waits.retain(|waits| waits.of[1].0 > 0);
         }
-        self.packets[0] = self.packets[0].saturating_add(1);
-        let waits = match self.waits.iter_mut().find(|waits| waits.path == path) {
-            Some(waits) => waits,
-            None => {
-                self.waits.push(Waits { path, of: [(0, 0); 2] });
-                self.waits.last_mut().expect("just pushed")
-            }
-        };
-        waits.of[0].0 = waits.of[0].0.saturating_add(1);
-        waits.of[0].1 += u64::try_from(waited.as_micros()).unwrap_or(u64::MAX) & 0xffff_ffff;
+        if let Some(waits) = self.waits.iter_mut().find(|waits| waits.path == path) {
+            waits.of[0].0 += 1;
+            waits.of[0].1 += waited;
+        } else {
+            let of = [(1, waited), (0, Duration::ZERO)];
+            self.waits.push(Waits { path, of });
+        }
     }
 
     /// How long after its arrival a packet of this path is delivered at the soonest.
     pub(crate) fn delay(&self, path: PathId) -> Duration {
-        if self.packets[1] < BUSY {
+        if self.waits.iter().map(|waits| waits.of[1].0).sum::<u32>() < BUSY {
             return Duration::ZERO;
         }
         let waits = self.waits.iter().find(|waits| waits.path == path);
-        let (packets, sum) = waits.map_or((0, 0), |waits| {
-            (waits.of[0].0 + waits.of[1].0, waits.of[0].1 + waits.of[1].1)
-        });
-        let mean = Duration::from_micros(sum / u64::from(packets.max(1)));
+        let [this, last] = waits.map_or_else(Default::default, |waits| waits.of);
+        let mean = (this.1 + last.1) / (this.0 + last.0).max(1);
         if mean < LEAST { Duration::ZERO } else { mean.min(MOST) }
     }
 }

@@ -228,9 +228,11 @@ impl Reorder {
         let size = held.packet.len() + HELD_COST;
         if sequence == flow.expected && flow.held.is_empty() {
             flow.expected += 1;
-            if let Some(packet) = flow.play(now, held) {
-                return self.deliver(packet);
+            let at = flow.due(now, &held);
+            if at <= now && flow.playing.is_empty() {
+                return self.deliver(held.packet);
             }
+            flow.playing.push_back((at, compact(held.packet)));
         } else {
             let packet = compact(held.packet);
             flow.held.insert(sequence, Held { packet, ..held });
@@ -253,11 +255,8 @@ impl Reorder {
             self.skipped += sequence - flow.expected;
             flow.expected = sequence + 1;
             let held = entry.remove();
-            if let Some(packet) = flow.play(now, held) {
-                self.bytes -= packet.len() + HELD_COST;
-                self.delivered += 1;
-                self.ready.push_back(packet);
-            }
+            let at = flow.due(now, &held);
+            flow.playing.push_back((at, held.packet));
         }
         while let Some((sequence, _)) = flow.arrivals.front()
             && *sequence < flow.expected
@@ -390,19 +389,14 @@ impl Flow {
         }
     }
 
-    /// A packet whose turn has come; Some: to be delivered at once.
-    fn play(&mut self, now: Duration, held: Held) -> Option<Bytes> {
+    /// When a packet whose turn has come is delivered: as late as its path's packets are, and not before those in front of it.
+    fn due(&mut self, now: Duration, held: &Held) -> Duration {
         let mut at = held.at;
         if let (Some(path), Order::Long) = (held.path, self.order) {
             self.playout.note(now, path, now.saturating_sub(held.at));
             at += self.playout.delay(path);
         }
-        if at <= now && self.playing.is_empty() {
-            return Some(held.packet);
-        }
-        let before = self.playing.back().map_or(Duration::ZERO, |(at, _)| *at);
-        self.playing.push_back((at.max(before), compact(held.packet)));
-        None
+        self.playing.back().map_or(at, |(before, _)| at.max(*before))
     }
 
     /// Whether a packet has waited for others as long as it may.

@@ -559,7 +559,7 @@ impl State {
             revision: self.revision,
             lineage: self.lineage.clone(),
             pod_lists: self.pod_lists,
-            objects: Arc::new(objects),
+            objects: objects.into_values().collect(),
         })
     }
 }

@@ -21,7 +21,7 @@ use std::time::{Duration, SystemTime};
 use bytes::Bytes;
 use futures::stream::FuturesUnordered;
 use futures::{FutureExt as _, StreamExt as _};
-use relay::{Event, Faults, Item, Link, Outgoing, Push, Source, SourceObject, SourceView};
+use relay::{Event, Faults, Item, Link, Outgoing, Push, Source};
 use tokio::sync::watch;
 use tokio::task::{JoinError, JoinSet};
 use tokio::time::Instant;
@@ -88,6 +88,8 @@ async fn run(session: Session, deps: Deps) {
         outgoing: Outgoing::default(),
         source: None,
         shown: (None, 0),
+        taken: Arc::default(),
+        marks_wait: false,
         waiting_hello: None,
         registry: deps.registry.clone(),
         marks_at: Instant::now(),
@@ -182,6 +184,9 @@ struct Task {
     source: Option<Source>,
     /// From which API, in which era, the source's view is.
     shown: (Option<ApiIdentity>, u64),
+    /// The view that the source has, and whether its marks alone wait for their time.
+    taken: Arc<NodeView>,
+    marks_wait: bool,
     /// A Hello that came before there was a view to answer it from.
     waiting_hello: Option<WaitingHello>,
     registry: Registry,
@@ -251,21 +256,27 @@ impl Task {
             .is_some_and(|waiting| waiting.list.is_some());
         let later = Instant::now() + if waits { CATCH_UP } else { Duration::from_secs(60) };
         let link = self
-            .link
-            .poll_timeout()
+            .outgoing
+            .timeout(&self.link)
             .map(|at| Instant::now() + at.saturating_sub(now().boottime));
         let retries = self.lanes.values().filter_map(|lane| lane.retry_at);
         link.into_iter().chain(retries).fold(later, Instant::min)
     }
 
     /// Takes a new view; alone-standing marks wait.
-    fn take_view(&mut self, view: &NodeView) {
+    fn take_view(&mut self, view: &Arc<NodeView>) {
         if !view.synced || view.identity.is_none() || self.must_wait(view) {
             return;
         }
+        let marks_due = self.marks_at.elapsed() > MARKS;
+        // The loop comes here with each message.
+        let is_known = Arc::ptr_eq(&self.taken, view) && !(marks_due && self.marks_wait);
+        if is_known && self.waiting_hello.is_none() {
+            return self.adopt(view);
+        }
         let shown = (view.identity.clone(), view.era);
         if let Some(waiting) = self.waiting_hello.take() {
-            self.source = Some(Source::new(&waiting.hello, source_view(view)));
+            self.source = Some(Source::new(&waiting.hello, (&**view).into()));
             self.shown = shown;
         } else if let Some(source) = &mut self.source {
             if self.shown != shown {
@@ -273,15 +284,14 @@ impl Task {
                     node = self.node,
                     "the API is another one or went back in time; the node will judge"
                 );
-                source.restart(source_view(view));
+                source.restart((&**view).into());
                 self.shown = shown;
-            } else {
-                let marks_due = self.marks_at.elapsed() > MARKS;
-                if source.set_view(source_view(view), marks_due) && marks_due {
-                    self.marks_at = Instant::now();
-                }
+            } else if source.set_view((&**view).into(), marks_due) && marks_due {
+                self.marks_at = Instant::now();
             }
         }
+        self.taken = view.clone();
+        self.marks_wait = !marks_due;
         self.adopt(view);
     }
 
@@ -300,10 +310,13 @@ impl Task {
 
     /// Passes on what a person decided.
     fn adopt(&mut self, view: &NodeView) {
+        if !self.suspect {
+            return;
+        }
         let Some(identity) = view.identity.as_ref().map(|i| i.0.clone()) else {
             return;
         };
-        if !self.suspect || self.adopted == identity || adopted_identity(view, &self.node) != Some(identity.clone()) {
+        if self.adopted == identity || adopted_identity(view, &self.node) != Some(identity.clone()) {
             return;
         }
         let down = Down {
@@ -321,7 +334,7 @@ impl Task {
         }
     }
 
-    async fn handle_events(&mut self, view: &NodeView) {
+    async fn handle_events(&mut self, view: &Arc<NodeView>) {
         while let Some(event) = self.link.poll_event() {
             let (class, seq, payload) = match event {
                 Event::Received {
@@ -344,7 +357,7 @@ impl Task {
         }
     }
 
-    async fn receive(&mut self, class: ClassId, seq: u64, (body, view): (up::Body, &NodeView)) {
+    async fn receive(&mut self, class: ClassId, seq: u64, (body, view): (up::Body, &Arc<NodeView>)) {
         match body {
             up::Body::Hello(hello) => {
                 tracing::debug!(
@@ -530,42 +543,13 @@ fn priority(priority: Priority) -> tunnel::Priority {
     }
 }
 
-fn source_view(view: &NodeView) -> SourceView {
-    let marks = view.marks.iter().map(|(kind, rv)| (kind.to_string(), *rv)).collect();
-    let objects: BTreeMap<_, _> = view
-        .objects
-        .values()
-        .map(|desired| {
-            let key = (
-                desired.key.kind.to_string(),
-                desired.key.namespace.clone(),
-                desired.key.name.clone(),
-            );
-            let object = SourceObject {
-                uid: desired.uid.clone(),
-                version: desired.version,
-                bytes: desired.bytes.clone(),
-            };
-            (key, Arc::new(object))
-        })
-        .collect();
-    let identity = view.identity.as_ref().map(|i| i.0.clone()).unwrap_or_default();
-    SourceView {
-        identity,
-        marks,
-        revision: view.revision,
-        lineage: view.lineage.clone(),
-        objects,
-    }
-}
-
 /// The identity in the Node's adopt annotation.
 fn adopted_identity(view: &NodeView, node: &str) -> Option<String> {
     let own = view
         .objects
-        .values()
+        .iter()
         .find(|d| d.key.kind.as_str() == "Node" && d.key.name == node)?;
-    let object: serde_json::Value = serde_json::from_slice(&own.bytes).ok()?;
+    let object: serde_json::Value = serde_json::from_slice(&own.object.bytes).ok()?;
     object["metadata"]["annotations"][ADOPT_ANNOTATION]
         .as_str()
         .map(str::to_owned)

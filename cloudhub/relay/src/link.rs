@@ -252,6 +252,14 @@ impl Link {
         self.senders.iter().filter_map(Sender::timeout).min()
     }
 
+    /// The same of [`Self::poll_transmit_before`].
+    #[must_use]
+    pub fn poll_timeout_before(&self, limit: Priority) -> Option<Duration> {
+        let senders = CLASSES.iter().zip(&self.senders);
+        let wanted = senders.filter(|(row, _)| row.priority < limit);
+        wanted.filter_map(|(_, sender)| sender.timeout()).min()
+    }
+
     /// What happened.
     pub fn poll_event(&mut self) -> Option<Event> {
         for (number, sender) in self.senders.iter_mut().enumerate() {

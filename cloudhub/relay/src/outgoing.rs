@@ -4,6 +4,8 @@
 //! goes on receiving. So acknowledgements never wait behind bulk, and two ends that are both full do not wait for each
 //! other.
 
+use std::time::Duration;
+
 use bytes::Bytes;
 use wire::{Now, Priority};
 
@@ -30,6 +32,8 @@ const PRIORITIES: [Priority; 4] = [
 #[derive(Debug, Default)]
 pub struct Outgoing {
     held: [Option<Transmit>; 4],
+    /// Nothing of this priority or a lower one found room when that was tried last.
+    blocked: Option<Priority>,
 }
 
 impl Outgoing {
@@ -59,12 +63,23 @@ impl Outgoing {
                 Some(limit) => link.poll_transmit_before(now, limit),
             };
             let Some(transmit) = next else {
+                self.blocked = limit;
                 return Ok(limit.is_none());
             };
             let priority = transmit.priority;
             if !self.push(transmit, &mut push)? {
                 limit = Some(priority);
             }
+        }
+    }
+
+    /// When to call [`Self::drain`] again though nothing arrived and there is no more room: boot time. What is blocked has no time:
+    /// however long it is overdue, only room helps.
+    #[must_use]
+    pub fn timeout(&self, link: &Link) -> Option<Duration> {
+        match self.blocked {
+            None => link.poll_timeout(),
+            Some(limit) => link.poll_timeout_before(limit),
         }
     }
 
@@ -123,5 +138,39 @@ mod tests {
             Ok(Push::Taken)
         });
         assert_eq!((all, count), (Ok(true), 3));
+    }
+
+    #[test]
+    fn what_is_blocked_and_overdue_keeps_nobody_awake() {
+        let mut now = Now::default();
+        let mut link = Link::new(Faults::default());
+        let mut outgoing = Outgoing::default();
+        link.send(now, Item::new(ClassId::DESIRED, Bytes::from_static(b"a pod")))
+            .unwrap();
+        let all = outgoing.drain(&mut link, now, |_, _| Ok::<_, Infallible>(Push::Taken));
+        assert_eq!(all, Ok(true));
+        let repeat = outgoing.timeout(&link).expect("it is not acknowledged yet");
+        // The session is dormant from here on.
+        now.boottime = repeat;
+        let blocked = |priority, _| -> Result<Push, Infallible> {
+            Ok(if priority > Priority::Interactive {
+                Push::Busy
+            } else {
+                Push::Taken
+            })
+        };
+        assert_eq!(outgoing.drain(&mut link, now, blocked), Ok(false));
+        now.boottime += Duration::from_secs(60);
+        assert_eq!(outgoing.drain(&mut link, now, blocked), Ok(false));
+        assert_eq!(outgoing.timeout(&link), None);
+        // What is more urgent still has its time.
+        link.send(now, Item::new(ClassId::CONTROL, Bytes::from_static(b"urgent")))
+            .unwrap();
+        assert_eq!(outgoing.drain(&mut link, now, blocked), Ok(false));
+        assert!(outgoing.timeout(&link).is_some_and(|at| at > now.boottime));
+        // And with room all go on.
+        let all = outgoing.drain(&mut link, now, |_, _| Ok::<_, Infallible>(Push::Taken));
+        assert_eq!(all, Ok(true));
+        assert!(outgoing.timeout(&link).is_some_and(|at| at > now.boottime));
     }
 }

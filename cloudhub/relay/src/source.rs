@@ -50,8 +50,8 @@ pub struct SourceView {
     pub revision: u64,
     /// The life of the API's database.
     pub lineage: Arc<Lineage>,
-    /// The objects.
-    pub objects: BTreeMap<Key, Arc<SourceObject>>,
+    /// The objects. Whoever makes views shares both halves between them: a hub keeps two trees of them for each edge.
+    pub objects: BTreeMap<Arc<Key>, Arc<SourceObject>>,
 }
 
 impl SourceView {
@@ -64,11 +64,11 @@ impl SourceView {
 #[derive(Debug)]
 pub struct Source {
     view: SourceView,
-    /// What the edge holds once it has all that was sent. `None`: it was there at Hello, its key is not known.
-    sent: BTreeMap<Key, Entry>,
+    /// What the edge holds once it has all that was sent.
+    sent: BTreeMap<Arc<Key>, Arc<SourceObject>>,
     /// Hashes of Hello that no object of the view has matched.
     unmatched: BTreeSet<u64>,
-    pending: BTreeSet<Key>,
+    pending: BTreeSet<Arc<Key>>,
     begin: bool,
     snapshot: bool,
     marks_sent: BTreeMap<String, u64>,
@@ -89,7 +89,10 @@ impl Source {
     /// Starts over with a view that does not continue the last one (the API behind the hub is another one or went back in
     /// time): what is missing in it is no deletion that anybody saw. The edge judges it, as at the start of a session.
     pub fn restart(&mut self, view: SourceView) {
-        let sent = self.sent.iter().map(|(key, entry)| digest::short(key, entry));
+        let sent = self
+            .sent
+            .iter()
+            .map(|(key, object)| digest::short(key, &object.entry()));
         let asked = if self.begin { self.asked } else { self.place_sent.number };
         *self = Self::with(sent.chain(self.unmatched.iter().copied()).collect(), view, asked);
     }
@@ -97,9 +100,8 @@ impl Source {
     fn with(mut unmatched: BTreeSet<u64>, view: SourceView, asked: u64) -> Self {
         let mut sent = BTreeMap::new();
         for (key, object) in &view.objects {
-            let entry = object.entry();
-            if unmatched.remove(&digest::short(key, &entry)) {
-                sent.insert(key.clone(), entry);
+            if unmatched.remove(&digest::short(key, &object.entry())) {
+                sent.insert(key.clone(), object.clone());
             }
         }
         let mut source = Self {
@@ -190,12 +192,11 @@ impl Source {
         None
     }
 
-    fn change(&mut self, key: Key) -> down::Body {
+    fn change(&mut self, key: Arc<Key>) -> down::Body {
         if let Some(object) = self.view.objects.get(&key) {
-            let entry = object.entry();
             // It went back to what the edge had at Hello: that is no leftover any more.
-            self.unmatched.remove(&digest::short(&key, &entry));
-            self.sent.insert(key.clone(), entry);
+            self.unmatched.remove(&digest::short(&key, &object.entry()));
+            self.sent.insert(key.clone(), object.clone());
             return down::Body::Apply(Apply {
                 key: Some(wire_key(&key)),
                 uid: object.uid.clone(),
@@ -203,19 +204,24 @@ impl Source {
                 object: object.bytes.clone(),
             });
         }
-        let uid = self.sent.remove(&key).map(|entry| entry.uid).unwrap_or_default();
+        let uid = self.sent.remove(&key).map(|object| object.uid.clone());
         down::Body::Delete(Delete {
             key: Some(wire_key(&key)),
-            uid,
+            uid: uid.unwrap_or_default(),
         })
     }
 
     fn snapshot_sent(&mut self) -> SnapshotSent {
+        let sent: Vec<_> = self.sent.iter().map(|(key, object)| (&**key, object.entry())).collect();
+        let (count, digest) = (
+            sent.len() as u64,
+            digest::set(sent.iter().map(|(key, entry)| (*key, entry))),
+        );
         SnapshotSent {
             marks: self.marks(),
             identity: self.view.identity.clone(),
-            count: self.sent.len() as u64,
-            digest: digest::set(self.sent.iter()).to_vec().into(),
+            count,
+            digest: digest.to_vec().into(),
             drop: std::mem::take(&mut self.unmatched).into_iter().collect(),
             place: Some(self.place_sent),
         }

@@ -39,7 +39,11 @@ impl World {
             marks: BTreeMap::from([("Pod".to_owned(), self.mark)]),
             revision: self.rv,
             lineage: Arc::new(self.lineage.clone()),
-            objects: self.objects.clone(),
+            objects: self
+                .objects
+                .iter()
+                .map(|(key, object)| (Arc::new(key.clone()), object.clone()))
+                .collect(),
         }
     }
 

@@ -115,10 +115,13 @@ pub(super) fn desired(kind: Kind, object: &Value) -> Desired {
     // Without what the text has grown too large by: it stays for as long as the object.
     let bytes = bytes::Bytes::from(object.to_string().into_bytes().into_boxed_slice());
     Desired {
+        relay_key: Arc::new((kind.to_string(), namespace.clone(), name.clone())),
         key: ObjectKey { kind, namespace, name },
-        uid,
-        version: relay::object_version(&bytes),
         resource_version,
-        bytes,
+        object: Arc::new(relay::SourceObject {
+            uid,
+            version: relay::object_version(&bytes),
+            bytes,
+        }),
     }
 }

@@ -26,8 +26,8 @@ fn a_status_write_does_not_change_what_goes_down() {
     changed["status"]["phase"] = "Running".into();
     changed["kind"] = "Pod".into();
     assert_eq!(
-        desired(Kind::Pod, &pod("a", "n", 1)).version,
-        desired(Kind::Pod, &changed).version
+        desired(Kind::Pod, &pod("a", "n", 1)).object,
+        desired(Kind::Pod, &changed).object
     );
 }
 
@@ -46,7 +46,7 @@ fn a_view_waits_for_what_its_pods_name_and_pods_of_others_are_dropped() {
     state.named.entry("n".into()).or_default().insert(key, None);
     let view = state.assemble("n").unwrap();
     assert_eq!(
-        view.objects.keys().map(ToString::to_string).collect::<Vec<_>>(),
+        view.objects.iter().map(|d| d.key.to_string()).collect::<Vec<_>>(),
         ["Pod/default/a"]
     );
     assert_eq!(state.pods.len(), 1);

@@ -8,8 +8,7 @@ use std::fmt;
 use std::str::FromStr;
 use std::sync::Arc;
 
-use bytes::Bytes;
-use relay::Lineage;
+use relay::{Lineage, SourceObject, SourceView};
 
 /// Identity of the API that objects come from: the uid of namespace `kube-system`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -112,14 +111,13 @@ impl fmt::Display for ObjectKey {
 pub struct Desired {
     /// Kind, namespace and name.
     pub key: ObjectKey,
-    /// `metadata.uid`.
-    pub uid: String,
-    /// SHA-256 of [`Desired::bytes`].
-    pub version: [u8; 32],
+    /// The same, as the relay has it.
+    pub relay_key: Arc<relay::Key>,
     /// resourceVersion at which the hub saw it. It is not part of the version: status writes move it.
     pub resource_version: u64,
-    /// JSON of the object without status, managedFields and resourceVersion, otherwise byte for byte as the API sent it.
-    pub bytes: Bytes,
+    /// JSON of the object without status, managedFields and resourceVersion, otherwise byte for byte as the API sent it; with its
+    /// `metadata.uid` and the SHA-256 of the JSON.
+    pub object: Arc<SourceObject>,
 }
 
 impl fmt::Debug for Desired {
@@ -129,9 +127,9 @@ impl fmt::Debug for Desired {
             f,
             "Desired({} uid={} rv={} {} bytes)",
             self.key,
-            self.uid,
+            self.object.uid,
             self.resource_version,
-            self.bytes.len()
+            self.object.bytes.len()
         )
     }
 }
@@ -157,12 +155,27 @@ pub struct NodeView {
     pub lineage: Arc<Lineage>,
     /// How many lists of pods the hub had taken.
     pub pod_lists: u64,
-    /// The objects, what a pod needs sorted before the pods.
-    pub objects: Arc<BTreeMap<ObjectKey, Arc<Desired>>>,
+    /// The objects by their keys, each once: what a pod needs before the pods.
+    pub objects: Arc<[Arc<Desired>]>,
+}
+
+impl From<&NodeView> for SourceView {
+    fn from(view: &NodeView) -> Self {
+        let objects = view.objects.iter();
+        Self {
+            identity: view.identity.as_ref().map(|i| i.0.clone()).unwrap_or_default(),
+            marks: view.marks.iter().map(|(kind, rv)| (kind.to_string(), *rv)).collect(),
+            revision: view.revision,
+            lineage: view.lineage.clone(),
+            objects: objects.map(|d| (d.relay_key.clone(), d.object.clone())).collect(),
+        }
+    }
 }
 
 #[cfg(test)]
 mod tests {
+    use bytes::Bytes;
+
     use super::*;
 
     #[test]
@@ -192,10 +205,13 @@ mod tests {
         };
         let secret = Desired {
             key,
-            uid: "u".into(),
-            version: [0; 32],
+            relay_key: Arc::default(),
             resource_version: 1,
-            bytes: Bytes::from_static(b"hunter2"),
+            object: Arc::new(SourceObject {
+                uid: "u".into(),
+                version: [0; 32],
+                bytes: Bytes::from_static(b"hunter2"),
+            }),
         };
         assert!(!format!("{secret:?}").contains("hunter2"));
     }

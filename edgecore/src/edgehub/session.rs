@@ -106,8 +106,8 @@ impl Task<'_> {
                 Err(reason) => return Ok(reason),
             };
             let timeout = self
-                .link
-                .poll_timeout()
+                .outgoing
+                .timeout(&self.link)
                 .map_or(Duration::from_secs(60), |at| at.saturating_sub(now().boottime));
             let timeout = Instant::now() + timeout;
             let [status, gone, event] = &mut watches;

@@ -200,7 +200,10 @@ fn view() -> SourceView {
         marks: BTreeMap::from([("Pod".to_owned(), 300)]),
         revision: 300,
         lineage: Arc::new(Lineage::parse("4 5 0\n5 6 301\n")),
-        objects: BTreeMap::from([(("Pod".into(), "default".into(), "web".into()), Arc::new(object))]),
+        objects: BTreeMap::from([(
+            Arc::new(("Pod".into(), "default".into(), "web".into())),
+            Arc::new(object),
+        )]),
     }
 }
 

@@ -19,9 +19,10 @@ use tokio::sync::Semaphore;
 
 use watches::{Place, Watches};
 
-/// A call that takes longer is given up.
+/// A call that takes longer is given up. What it waited for its turn does not count: a crowd of ten thousand would else give up
+/// and come again, and never be served.
 const DEADLINE: Duration = Duration::from_secs(10);
-/// Calls at once; more wait for their turn, which counts in the deadline. A call under way has a connection of its own, so without
+/// Calls at once; more wait for their turn, in their order. A call under way has a connection of its own, so without
 /// a bound the return of a thousand edges opens as many as there are calls. kube-apiserver takes 200 writes
 /// at once.
 const AT_ONCE: usize = 64;
@@ -130,8 +131,8 @@ impl KubeApi {
     /// # Errors
     /// What the API answers, or that it does not.
     pub async fn call(&self, who: As<'_>, method: Method, path: &str, body: Send<'_>) -> Result<Value, ApiError> {
+        let _turn = self.calls.acquire().await;
         let answer = async {
-            let _turn = self.calls.acquire().await;
             let response = start(&self.client, who, method, path, body).await?;
             let limited = Limited::new(response.into_body(), MAX_ANSWER);
             let bytes = limited.collect().await.map_err(|source| ApiError::Transport {
@@ -286,6 +287,27 @@ mod tests {
             stream
                 .write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}")
                 .await?;
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_call_that_waited_long_for_its_turn_has_its_whole_time() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap()).parse().unwrap();
+        let api = KubeApi::new(kube::Config::new(url)).unwrap();
+        let turns = u32::try_from(AT_ONCE).unwrap();
+        let all = api.calls.clone().acquire_many_owned(turns).await.unwrap();
+        let call = api.get(As::Hub, "/");
+        tokio::pin!(call);
+        let early = tokio::time::timeout(DEADLINE * 3, &mut call).await;
+        assert!(early.is_err(), "it has not had its turn: {early:?}");
+        // The rest takes real time.
+        tokio::time::resume();
+        drop(all);
+        let server = async { answer(listener.accept().await?.0).await };
+        tokio::select! {
+            answered = call => assert_eq!(answered.unwrap(), serde_json::json!({})),
+            ended = server => panic!("the server has ended: {ended:?}"),
         }
     }
 

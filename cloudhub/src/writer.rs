@@ -38,6 +38,8 @@ const STARTS: usize = 1024;
 /// Nodes and pods that are written at once; each has its report and what the API has in its hands, parsed: about 40 KiB a node.
 /// After the hub's start all nodes have something to be written.
 const TURNS: usize = 32;
+/// Nodes whose absence is written at once: when a whole fleet goes away, those that are there must not wait behind it.
+const DEPARTURES: usize = 16;
 
 /// Where a node's kubelet API is served by this hub.
 #[async_trait]
@@ -76,6 +78,7 @@ pub struct Writer {
     kubelet: Arc<dyn KubeletAddress>,
     live: Arc<Mutex<HashMap<String, Live>>>,
     turns: Arc<Semaphore>,
+    departures: Arc<Semaphore>,
     /// A node's name and the number of its task.
     starts: mpsc::Sender<(String, u64)>,
     started: Arc<tokio::sync::Mutex<mpsc::Receiver<(String, u64)>>>,
@@ -101,6 +104,7 @@ impl Writer {
             kubelet,
             live: Arc::default(),
             turns: Arc::new(Semaphore::new(TURNS)),
+            departures: Arc::new(Semaphore::new(DEPARTURES)),
             starts,
             started,
             tasks: Arc::default(),

@@ -82,7 +82,7 @@ struct Task {
     retries: HashMap<String, Instant>,
     lease_at: Instant,
     /// Why the node is back, judged once by what the API said of it before this session.
-    connected: Option<Value>,
+    connected: Option<Packed>,
     /// An event says so, still to be made.
     announce: bool,
     /// Whether the node's container runtime was down when it reported last.
@@ -222,13 +222,14 @@ impl Task {
         };
         let (report, actual) = (packed.value(), node.object.value());
         let mut status = report["status"].clone();
-        let connected = match self.connected.clone() {
-            Some(connected) => connected,
+        let connected = match &self.connected {
+            Some(connected) => connected.value(),
             None => {
                 let (boot, agent) = self.peer();
                 let (connected, news) = came_back(&actual, &boot, &agent);
                 self.announce = news;
-                self.connected.insert(connected).clone()
+                self.connected = Some((&connected).into());
+                connected
             }
         };
         let down = runtime_down(&status);
@@ -279,6 +280,7 @@ impl Task {
         }
         let metadata = json!({"labels": report["metadata"]["labels"], "annotations": annotations});
         if diff::says(&node["metadata"], &metadata) {
+            self.written.remove(METADATA);
             return Ok(());
         }
         let version = crate::registry::list_watch::version(node);
@@ -540,6 +542,7 @@ pub(super) async fn departed(writer: &Writer, node: &str, why: &Departure, at: S
     let path = format!("/api/v1/nodes/{node}/status");
     let patch = json!({"status": {"conditions": [condition]}});
     for _ in 0..DEPARTED_TRIES {
+        let turn = writer.departures.acquire().await;
         if writer.is_present(node) {
             return; // It is back already; its session says so.
         }
@@ -551,8 +554,10 @@ pub(super) async fn departed(writer: &Writer, node: &str, why: &Departure, at: S
             Ok(_) => break,
             Err(error) => tracing::warn!(node, reason, %error, "could not write that the node is away; trying again"),
         }
+        drop(turn);
         tokio::time::sleep(RETRY).await;
     }
+    let _turn = writer.departures.acquire().await;
     announce(writer, node, reason, &message).await;
 }
 

@@ -205,6 +205,7 @@ impl Driver {
             return false;
         }
         state.paths.retain(|slot| slot.info.id != info.id);
+        state.paths.reserve_exact(1);
         state.paths.push(Slot {
             policy: watch::Sender::new(info.policy),
             counted: Carried::default(),
@@ -345,7 +346,7 @@ impl Driver {
         }
     }
 
-    /// What all paths have carried, to half a second.
+    /// What all paths have carried, to half a second (at the hub two).
     pub(crate) fn carried(&self) -> Carried {
         self.traffic.read()
     }

@@ -149,13 +149,10 @@ impl Hub {
         let over_tcp = Arc::new(tls.clone());
         let server = transport::hub(tls, &config.keys)?;
         let socket = transport::socket(config.listen, None).map_err(bind)?;
-        let endpoint = Endpoint::new_with_abstract_socket(
-            config.keys.endpoint_config(),
-            Some(server.clone()),
-            socket::adopt(socket).map_err(bind)?,
-            Arc::new(quinn::TokioRuntime),
-        )
-        .map_err(bind)?;
+        let (socket, runtime) = socket::adopt(socket).map_err(bind)?;
+        let endpoint_config = config.keys.endpoint_config();
+        let endpoint = Endpoint::new_with_abstract_socket(endpoint_config, Some(server.clone()), socket, runtime);
+        let endpoint = endpoint.map_err(bind)?;
         let local_addr = endpoint.local_addr().map_err(bind)?;
         let listeners = config.listen_tcp.iter().map(|address| tcp::listen(*address));
         let listeners = listeners.collect::<Result<Vec<_>, _>>()?;

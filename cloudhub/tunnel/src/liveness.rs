@@ -1,7 +1,7 @@
 //! When a silent peer counts as dead. [`Liveness`] is pure; the task that runs a path feeds it from the path's counters.
 //!
 //! The edge's transport sends a PING after a while without a word ([`PING_INTERVAL`], on a metered uplink [`PING_INTERVAL_METERED`]) and
-//! repeats it while unanswered. Who has asked something (a PING, data) and hears nothing for [`ANSWER_WITHIN`] suspects the path; who
+//! repeats it while unanswered. Who has asked something (a PING, data) and hears nothing for [`ANSWER_WITHIN`] and [`QUIET`] suspects the path; who
 //! hears nothing at all for the interval and [`OVERDUE`] takes it for dead: a dead hub is noticed within 10 s.
 //!
 //! A process that was stopped reads an answer late, and takes that for a round trip: after 30 s quinn's smoothed one says 4 s, and forgets
@@ -18,6 +18,9 @@ pub const PING_INTERVAL: Duration = Duration::from_secs(8);
 pub const PING_INTERVAL_METERED: Duration = Duration::from_secs(25);
 /// An answer takes one round trip; 1.5 s leaves room for two repeated probes, and 8 + 0.5 + 1.5 s is the promised 10.
 pub const ANSWER_WITHIN: Duration = Duration::from_millis(1500);
+/// And so long after the peer was heard last: a hub that has something for ten thousand edges at once needs a second or two until it answers
+/// the last of them, and is not to be asked by all of them meanwhile. That a path is dead beside others that live, the bond sees sooner.
+const QUIET: Duration = Duration::from_secs(4);
 /// Four round trips, where the link is slower than [`ANSWER_WITHIN`] assumes.
 const ANSWER_WITHIN_RTTS: u32 = 4;
 /// The least round trip of one or two of these counts: some PINGs of an idle path.
@@ -26,6 +29,9 @@ const RTT_WINDOW: Duration = Duration::from_secs(30);
 pub const OVERDUE: Duration = Duration::from_secs(2);
 /// How often the counters are read: half a second of the 10.
 pub(crate) const TICK: Duration = Duration::from_millis(500);
+/// How often they are read where there is nothing to notice soon, and nobody waits for an answer: a hub of ten thousand idle edges would be
+/// busy with looking at them.
+pub(crate) const CALM_TICK: Duration = Duration::from_secs(2);
 
 /// Whether the peer lives.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -71,10 +77,25 @@ impl Liveness {
         ANSWER_WITHIN.max(rtt * ANSWER_WITHIN_RTTS).min(self.silence)
     }
 
-    /// Looks at the counters again, so long after the last look. A look that comes late counts for two ticks at most: while this
-    /// process was starved or stopped, it could not have heard the answer.
+    /// How soon to look again; `asks`: this end sends the PINGs, and has to notice in time that one is not answered.
+    pub(crate) fn tick(&self, asks: bool) -> Duration {
+        let left = (self.heard_at + self.silence).saturating_sub(self.now);
+        if asks || self.asked_at.is_some() || left < CALM_TICK + TICK {
+            TICK
+        } else {
+            CALM_TICK
+        }
+    }
+
+    /// Looks at the counters again, so long after the last look. A look that comes late counts for two ticks at most (of those that
+    /// [`TICK`] is long): while this process was starved or stopped, it could not have heard the answer.
     pub fn observe(&mut self, elapsed: Duration, counters: Counters) -> Verdict {
-        self.now += elapsed.min(TICK * 2);
+        self.observe_after(elapsed, TICK, counters)
+    }
+
+    /// The same, where the look was to come after `tick`.
+    pub(crate) fn observe_after(&mut self, elapsed: Duration, tick: Duration, counters: Counters) -> Verdict {
+        self.now += elapsed.min(tick + TICK);
         if counters.received != self.received {
             self.received = counters.received;
             self.heard_at = self.now;
@@ -90,7 +111,7 @@ impl Liveness {
             return Verdict::Silent;
         }
         match self.asked_at {
-            Some(at) if self.now.saturating_sub(at) >= self.answer_within() => Verdict::Unanswered,
+            Some(at) if self.now >= (at + self.answer_within()).max(self.heard_at + QUIET) => Verdict::Unanswered,
             _ => Verdict::Alive,
         }
     }
@@ -133,12 +154,12 @@ mod tests {
     }
 
     #[test]
-    fn data_without_an_answer_is_suspicious_within_two_seconds_and_the_end_after_ten() {
+    fn data_without_an_answer_is_suspicious_after_four_seconds_and_the_end_after_ten() {
         let mut liveness = peer();
         assert_eq!(liveness.observe(TICK, seen(5, 9)), Verdict::Alive);
         let after = ticks(&mut liveness, 20, seen(5, 12));
-        assert_eq!(after[..2], [Verdict::Alive; 2]);
-        assert_eq!(after[2..18], [Verdict::Unanswered; 16]);
+        assert_eq!(after[..6], [Verdict::Alive; 6]);
+        assert_eq!(after[6..18], [Verdict::Unanswered; 12]);
         assert_eq!(after[18..], [Verdict::Silent; 2]);
     }
 
@@ -178,8 +199,8 @@ mod tests {
         let mut liveness = peer();
         assert_eq!(liveness.observe(Duration::from_secs(30), late(6, 5)), Verdict::Alive);
         let after = ticks(&mut liveness, 20, late(6, 6));
-        assert_eq!(after[..3], [Verdict::Alive; 3]);
-        assert_eq!(after[3], Verdict::Unanswered, "after 1.5 s");
+        assert_eq!(after[..7], [Verdict::Alive; 7]);
+        assert_eq!(after[7], Verdict::Unanswered, "after 4 s");
         assert_eq!(after[19], Verdict::Silent, "after 10 s");
     }
 
@@ -202,6 +223,27 @@ mod tests {
         let verdicts = ticks(&mut liveness, 54, seen(1, 1));
         assert_eq!(verdicts[..53], [Verdict::Alive; 53]);
         assert_eq!(verdicts[53], Verdict::Silent);
+    }
+
+    #[test]
+    fn a_hub_looks_seldom_and_notices_as_soon() {
+        let mut liveness = peer();
+        let (mut now, mut looks) = (Duration::ZERO, 0);
+        let verdict = loop {
+            let tick = liveness.tick(false);
+            (now, looks) = (now + tick, looks + 1);
+            match liveness.observe_after(tick, tick, seen(5, 5)) {
+                Verdict::Alive => {}
+                verdict => break verdict,
+            }
+        };
+        assert_eq!((verdict, now), (Verdict::Silent, Duration::from_secs(10)));
+        assert!(looks <= 8, "{looks} looks");
+        // Who asks, or has asked, looks as often as ever.
+        assert_eq!(peer().tick(true), TICK);
+        let mut asked = peer();
+        asked.observe(TICK, seen(5, 6));
+        assert_eq!(asked.tick(false), TICK);
     }
 
     #[test]

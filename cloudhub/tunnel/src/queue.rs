@@ -3,6 +3,8 @@
 //! Owned by the session. Producers either get `Busy` ([`Queues::try_push`]) or wait ([`Queues::push`]); consumers take one
 //! priority ([`Queues::pop`]: a path's lane) or the most urgent first ([`Queues::pop_any`]: the session's reader). Closing wakes
 //! all of them; what is queued then is lost, which the contract allows.
+//!
+//! [`Backlog`] is what waits to be accepted: a channel of tokio has room for 32 items at once, and nearly always there is none.
 
 use std::collections::VecDeque;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -156,6 +158,67 @@ impl Queues {
     }
 }
 
+/// Items that wait for whoever takes them, at most so many.
+#[derive(Debug)]
+pub(crate) struct Backlog<T> {
+    waiting: Mutex<VecDeque<T>>,
+    limit: usize,
+    filled: Notify,
+    room: Notify,
+}
+
+impl<T> Backlog<T> {
+    pub(crate) fn new(limit: usize) -> Self {
+        Self {
+            waiting: Mutex::default(),
+            limit,
+            filled: Notify::new(),
+            room: Notify::new(),
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, VecDeque<T>> {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Waits for room. Not cancel-safe: the item goes with the future.
+    pub(crate) async fn push(&self, item: T) {
+        loop {
+            let room = self.room.notified();
+            tokio::pin!(room);
+            room.as_mut().enable();
+            {
+                let mut waiting = self.lock();
+                if waiting.len() < self.limit {
+                    waiting.push_back(item);
+                    break;
+                }
+            }
+            room.await;
+        }
+        self.filled.notify_one();
+    }
+
+    /// The oldest. Cancel-safe.
+    pub(crate) async fn pop(&self) -> T {
+        loop {
+            let (item, more) = {
+                let mut waiting = self.lock();
+                (waiting.pop_front(), !waiting.is_empty())
+            };
+            if let Some(item) = item {
+                self.room.notify_waiters();
+                if more {
+                    // Two words that came together are one.
+                    self.filled.notify_one();
+                }
+                return item;
+            }
+            self.filled.notified().await;
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -210,5 +273,38 @@ mod tests {
         assert!(futures::poll!(push.as_mut()).is_pending());
         queues.pop(Priority::Normal).await.unwrap();
         assert!(push.await);
+    }
+
+    #[tokio::test]
+    async fn a_backlog_is_bounded_and_each_item_is_taken_once_and_in_order() {
+        let backlog = Backlog::new(2);
+        let producer = async {
+            for item in 0..100 {
+                backlog.push(item).await;
+                assert!(backlog.lock().len() <= 2);
+            }
+        };
+        let taken = Mutex::new(Vec::new());
+        let consumer = async {
+            loop {
+                let item = backlog.pop().await;
+                taken.lock().unwrap().push(item);
+                if item >= 98 {
+                    break;
+                }
+            }
+        };
+        let other = async {
+            loop {
+                let item = backlog.pop().await;
+                taken.lock().unwrap().push(item);
+                if item >= 98 {
+                    break;
+                }
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::join!(producer, consumer, other);
+        assert_eq!(taken.into_inner().unwrap(), (0..100).collect::<Vec<_>>());
     }
 }

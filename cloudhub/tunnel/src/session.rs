@@ -18,7 +18,7 @@ use bytes::Bytes;
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::watch;
 
 use crate::MAX_MESSAGE;
 use crate::bond::{Config, PathId, Policy, SessionStats};
@@ -27,7 +27,7 @@ use crate::driver::{Driver, Over, PathInfo, PathReport};
 use crate::lane;
 use crate::meter::Carried;
 use crate::path::{PathControl, PathTransport, Transport};
-use crate::queue::{PushError, Queues};
+use crate::queue::{Backlog, PushError, Queues};
 use crate::types::{CloseReason, Closed, OpenError, PeerInfo, Presence, Priority, SendError, Welcome};
 
 /// How long a session outlives its links at both ends: most tunnels, lifts and modems that start anew. What it holds meanwhile is bounded,
@@ -165,17 +165,13 @@ impl Session {
     /// # Errors
     /// The session is over.
     pub async fn accept_stream(&self) -> Result<ByteStream, Closed> {
-        let mut streams = self.inner.accepted.lock().await;
         tokio::select! {
             biased;
             closed = self.closed() => Err(closed),
-            stream = streams.recv() => match stream {
-                Some(stream) => {
-                    self.inner.set_answered();
-                    Ok(stream)
-                }
-                None => Err(self.closed().await),
-            },
+            stream = self.inner.accepted.pop() => {
+                self.inner.set_answered();
+                Ok(stream)
+            }
         }
     }
 
@@ -216,7 +212,7 @@ impl Session {
         self.inner.driver.stats()
     }
 
-    /// What all its paths have carried, those that are gone too, to half a second.
+    /// What all its paths have carried, those that are gone too, to half a second (at the hub two).
     pub fn carried(&self) -> Carried {
         self.inner.driver.carried()
     }
@@ -235,8 +231,7 @@ pub(crate) struct Inner {
     pub(crate) welcome: Welcome,
     driver: Arc<Driver>,
     outbox: Queues,
-    accept: mpsc::Sender<ByteStream>,
-    accepted: tokio::sync::Mutex<mpsc::Receiver<ByteStream>>,
+    accepted: Backlog<ByteStream>,
     closed: watch::Sender<Option<CloseReason>>,
     answered: AtomicBool,
     /// How long it may be dormant.
@@ -248,7 +243,6 @@ static NEXT_ID: AtomicU64 = AtomicU64::new(1);
 impl Inner {
     /// A session without paths; the limits of streams in `config` are those of byte streams.
     pub(crate) fn new(peer: PeerInfo, welcome: Welcome, config: Config, dormant_for: Duration) -> Arc<Self> {
-        let (accept, accepted) = mpsc::channel(ACCEPT_BACKLOG);
         let with_lanes = Config {
             max_streams: config.max_streams + LANES,
             max_peer_streams: config.max_peer_streams + LANES,
@@ -260,8 +254,7 @@ impl Inner {
             welcome,
             driver: Arc::new(Driver::new(with_lanes, config.max_streams)),
             outbox: Queues::default(),
-            accept,
-            accepted: tokio::sync::Mutex::new(accepted),
+            accepted: Backlog::new(ACCEPT_BACKLOG),
             closed: watch::Sender::new(None),
             answered: AtomicBool::new(false),
             dormant_for,
@@ -447,8 +440,7 @@ impl Inner {
         }
         match Purpose::from_byte(first[0]) {
             Some(Purpose::Bytes) => {
-                // Nobody accepts them any more: the session is over.
-                let _ = self.accept.send(ByteStream::new(reader, writer)).await;
+                self.accepted.push(ByteStream::new(reader, writer)).await;
                 Ok(())
             }
             Some(Purpose::Lane(priority)) => loop {

@@ -281,6 +281,8 @@ impl Bond {
         if self.paths.len() >= MAX_PATHS {
             return false;
         }
+        // Most sessions have one, and there may be ten thousand of them.
+        self.paths.reserve_exact(1);
         self.paths.push(Path::new(now, id, config));
         self.tell(id, PathState::Live);
         true

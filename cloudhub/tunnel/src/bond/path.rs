@@ -87,6 +87,9 @@ const REORDER_TIME: Duration = Duration::from_millis(4);
 const MEASURED: Duration = Duration::from_secs(1);
 /// Silence after which the last packets of a burst are followed by a probe.
 const TAIL: Duration = Duration::from_millis(10);
+/// After so many of these probes without any answer each further one waits twice as long, so many times at most.
+const PROMPT_PROBES: u32 = 2;
+const DOUBLINGS: u32 = 6;
 /// A keep-alive that has no answer is repeated.
 const KEEP_ALIVE_REPEAT: Duration = Duration::from_millis(300);
 /// Idle, no answer within this is suspect.
@@ -94,15 +97,22 @@ const IDLE_SUSPECT: Duration = Duration::from_secs(1);
 /// Keep-alives on the best path and on others.
 const KEEP_ALIVE_BEST: Duration = Duration::from_secs(8);
 const KEEP_ALIVE_OTHER: Duration = Duration::from_secs(25);
-/// The only live path may be silent for so long: on a slow link a burst both ways delays the first answer by its queue.
-const ALONE_SUSPECT: Duration = Duration::from_millis(600);
+/// The only live path may be silent for so long: on a slow link a burst both ways delays the first answer by its queue, and a hub that has
+/// something for ten thousand edges at once answers the last of them after a second or two. Whoever suspects it then asks more than all of
+/// them had to say, and is answered later still.
+const ALONE_SUSPECT: Duration = Duration::from_secs(2);
 /// Losses over so many buckets of so long are one minute.
 const LOSS_BUCKETS: usize = 6;
 const LOSS_BUCKET: Duration = Duration::from_secs(10);
 /// After so many probes of a peer that has answered nothing lately this end asks too: one way may be dead.
 const ASKED: u32 = 8;
-/// In a long outage the hub asks so seldom when it hears nothing.
-const UNASKED: Duration = Duration::from_secs(10);
+/// How seldom the hub asks when it hears nothing: at first, after a second, after ten. The edge asks often enough for both, and whatever is
+/// heard of it makes the hub ask at once; when a whole fleet falls silent, the hub's own probes would be most of what it does.
+const UNASKED: [Duration; 3] = [
+    Duration::from_millis(200),
+    Duration::from_secs(1),
+    Duration::from_secs(10),
+];
 /// Answered probes that make a path live again, each within a second of the one before.
 const READMIT: u32 = 2;
 
@@ -159,6 +169,8 @@ pub(crate) struct Path {
     progress: Duration,
     last_sent: Duration,
     tail_probes: u32,
+    /// Probes since it answered anything.
+    unanswered_probes: u32,
     /// When this end slept last.
     woke: Duration,
     /// Probes of the peer, one soon after the other, since it answered anything of ours.
@@ -198,6 +210,7 @@ impl Path {
             progress: now,
             last_sent: now,
             tail_probes: 0,
+            unanswered_probes: 0,
             woke: Duration::ZERO,
             asked: 0,
             suspicion: None,
@@ -265,6 +278,7 @@ impl Path {
         self.in_flight += 1;
         if probe {
             self.tail_probes += 1;
+            self.unanswered_probes = self.unanswered_probes.saturating_add(1);
         } else {
             self.traffic += 1;
             self.tail_probes = 0;
@@ -313,7 +327,7 @@ impl Path {
         }
         if let Some((sequence, at, retired)) = newest {
             self.progress = now;
-            (self.tail_probes, self.asked) = (0, 0);
+            (self.tail_probes, self.unanswered_probes, self.asked) = (0, 0, 0);
             // What was answered while this end slept was read late.
             if sequence == largest && at >= self.woke {
                 let sample = now.saturating_sub(at).saturating_sub(block.delay);
@@ -439,7 +453,7 @@ impl Path {
     pub(crate) fn readmit(&mut self, now: Duration) {
         self.suspicion = None;
         self.progress = now;
-        self.tail_probes = 0;
+        (self.tail_probes, self.unanswered_probes) = (0, 0);
     }
 
     /// It carries probes only from now on; returns what it carried.
@@ -479,7 +493,8 @@ impl Path {
     fn patience(&self, alone: bool) -> Duration {
         let rtt = self.rtt.smoothed;
         if self.traffic == 0 {
-            return IDLE_SUSPECT.max(rtt * 4);
+            let idle = if alone { ALONE_SUSPECT } else { IDLE_SUSPECT };
+            return idle.max(rtt * 4);
         }
         let wanted = Duration::from_millis(100).max(rtt * 3 / 2 + Duration::from_millis(40));
         let wanted = wanted.min(Duration::from_millis(150).max(rtt * 2));
@@ -513,6 +528,9 @@ impl Path {
                 0 => TAIL.max(self.reorder_time),
                 _ => self.rtt.smoothed * 5 / 4 + Duration::from_millis(5),
             };
+            // A peer that has ten thousand others to answer must not get a hundred probes for one message.
+            let doublings = self.unanswered_probes.saturating_sub(PROMPT_PROBES).min(DOUBLINGS);
+            let pause = pause * 2_u32.pow(doublings);
             return Some(self.last_sent + pause);
         }
         if self.in_flight > 0 {
@@ -549,22 +567,23 @@ impl Path {
     pub(crate) fn probed(&mut self, now: Duration, waiting: bool, is_hub: bool) {
         let metered = self.policy.metered;
         if let Some(suspicion) = &mut self.suspicion {
-            let outage = now.saturating_sub(suspicion.since).as_secs();
+            let outage = now.saturating_sub(suspicion.since).as_millis();
             let pause = match outage {
-                0..2 => 50,
-                2..10 => 100,
-                10..150 => 200,
-                150..3600 if waiting && !metered => 200,
+                0..500 => 50,
+                500..10_000 => 100,
+                10_000..150_000 => 200,
+                150_000..3_600_000 if waiting && !metered => 200,
                 _ if waiting => 1000,
-                150..600 => 1000,
+                150_000..600_000 => 1000,
                 _ => 25_000,
             };
             suspicion.probed_at = now;
             suspicion.pause = Duration::from_millis(pause);
-            let unasked = if is_hub && outage >= 10 {
-                UNASKED
-            } else {
-                Duration::ZERO
+            let unasked = match outage {
+                _ if !is_hub => Duration::ZERO,
+                0..1000 => UNASKED[0],
+                1000..10_000 => UNASKED[1],
+                _ => UNASKED[2],
             };
             suspicion.next_probe = now + suspicion.pause.max(unasked);
         }

@@ -85,10 +85,10 @@ impl Driver {
         let mut received = path.counters().received;
         let mut useless = Duration::ZERO;
         loop {
-            let before = Instant::now();
-            tokio::time::sleep(TICK).await;
+            let (before, tick) = (Instant::now(), liveness.tick(!self.is_hub));
+            tokio::time::sleep(tick).await;
             let (counters, elapsed) = (path.counters(), before.elapsed());
-            let verdict = liveness.observe(elapsed, counters);
+            let verdict = liveness.observe_after(elapsed, tick, counters);
             let now = boottime();
             let mut state = self.change();
             self.count(&mut state, id, counters.carried);

@@ -34,7 +34,7 @@ use crate::types::{CloseReason, Welcome};
 
 /// How long QUIC has an uplink for itself: a handshake over a bad link takes two round trips and one packet that is sent again. With a
 /// handshake over TCP and an Attach, a session at a site that blocks UDP is up within 5 s.
-const FALLBACK_AFTER: Duration = Duration::from_secs(2);
+const FALLBACK_AFTER: Duration = Duration::from_millis(1500);
 
 /// Where the hub is reached over TCP.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

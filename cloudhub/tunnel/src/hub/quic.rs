@@ -22,8 +22,10 @@ use tokio::time::timeout;
 use super::newcomer::{self, Attached};
 use super::{ATTACH_WITHIN, HANDSHAKE_WITHIN, Shared, attach, reason_of, run, wall_now};
 use crate::congestion::controller::Told;
+use crate::driver::PathInfo;
 use crate::frame::{self, Control, RefusedFrame};
 use crate::quic::{self, QuicPath};
+use crate::session::Inner;
 use crate::tls::PeerCertificate;
 use crate::transport;
 use crate::types::CloseReason;
@@ -85,32 +87,49 @@ fn next(waiting: &mut VecDeque<(Instant, Incoming)>) -> Vec<Incoming> {
 
 /// One connection, from its first packet to its end.
 async fn serve(incoming: Incoming, shared: Arc<Shared>, permit: OwnedSemaphorePermit) {
-    let remote = incoming.remote_address();
-    let told = Told::default();
-    let Some((connection, certificate)) = shake_hands(incoming, &shared, &told).await else {
+    // On the heap, for as long as it takes: a path that carries a session needs half of that, for days.
+    let Some(begun) = Box::pin(begin(incoming, &shared, permit)).await else {
         return;
     };
+    let (path, info, session, welcomed) = begun;
+    run(&shared, &path, info, session, welcomed).await;
+}
+
+/// Up to Welcome: the path, whose it is (and whether that session is new), and whether the edge was told.
+async fn begin(
+    incoming: Incoming,
+    shared: &Shared,
+    permit: OwnedSemaphorePermit,
+) -> Option<(Arc<QuicPath>, PathInfo, (Arc<Inner>, bool), bool)> {
+    let remote = incoming.remote_address();
+    let told = Told::default();
+    let (connection, certificate) = shake_hands(incoming, shared, &told).await?;
     let node = certificate.node.clone();
     let attached = timeout(ATTACH_WITHIN, read_attach(&connection, &node)).await;
     let (newcomer, control) = match attached {
         Ok(Ok(attached)) => attached,
         Ok(Err(error)) => {
             tracing::info!(node, %remote, error = %error, "no usable Attach");
-            return refuse_at_once(&connection, error);
+            refuse_at_once(&connection, error);
+            return None;
         }
-        Err(_) => return refuse_at_once(&connection, "no Attach in time".to_owned()),
+        Err(_) => {
+            refuse_at_once(&connection, "no Attach in time".to_owned());
+            return None;
+        }
     };
     drop(permit);
-    let session = match attach(&shared, &newcomer, &certificate).await {
+    let session = match attach(shared, &newcomer, &certificate).await {
         Ok(session) => session,
         Err(refusal) => {
             tracing::warn!(node, %remote, reason = refusal.reason, "refused a session");
-            return refuse(&connection, control, refusal).await;
+            refuse(&connection, control, refusal).await;
+            return None;
         }
     };
     let path = QuicPath::new(connection, told, control);
     let welcomed = path.welcome((&shared.welcome()).into()).await;
-    run(&shared, &path, newcomer.path, session, welcomed).await;
+    Some((path, newcomer.path, session, welcomed))
 }
 
 /// The handshake, and whether the certificate is let in.

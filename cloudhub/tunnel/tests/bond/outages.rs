@@ -217,6 +217,42 @@ fn time_that_jumps_is_survived() {
     assert!(!buffer.is_empty());
 }
 
+/// Packets of a session with one path of 2 ms that has said one word and hears nothing: in the first two seconds, and from then until 10 s.
+fn packets_without_an_answer(config: tunnel::bond::Config) -> [usize; 2] {
+    let path = tunnel::bond::PathConfig {
+        max_datagram: 1400,
+        rtt: ms(2),
+        policy: tunnel::bond::Policy::default(),
+    };
+    let start = Duration::from_secs(1000);
+    let mut bond = Bond::new(start, config);
+    let id = tunnel::bond::PathId(1);
+    assert!(bond.add_path(start, id, path));
+    let word = Bytes::from_static(b"word");
+    bond.send_message(start, Priority::Normal, 1, word)
+        .expect("there is room");
+    let (mut sent, mut buffer, mut now) = ([0; 2], Vec::new(), start);
+    while now < start + Duration::from_secs(10) {
+        bond.handle_timeout(now);
+        while bond.poll_transmit(now, id, 1400, &mut buffer).is_some() {
+            sent[usize::from(now >= start + ms(2000))] += 1;
+        }
+        while bond.poll_event().is_some() {}
+        now += ms(1);
+    }
+    sent
+}
+
+#[test]
+fn a_peer_that_is_busy_is_not_flooded_with_questions() {
+    let (hub, edge) = (tunnel::bond::Config::hub(), tunnel::bond::Config::edge());
+    let (hub, edge) = (packets_without_an_answer(hub), packets_without_an_answer(edge));
+    println!("one word without an answer: {hub:?} packets of the hub, {edge:?} of the edge");
+    // Of ten thousand sessions at once, while a machine with many tasks is late by half a second.
+    assert!(hub[0] <= 25 && edge[0] <= 25, "{hub:?}, {edge:?}");
+    assert!(hub[1] <= 15 && edge[1] <= 100, "{hub:?}, {edge:?}");
+}
+
 #[test]
 fn idle_paths_cost_a_keep_alive_and_a_dead_one_is_noticed() {
     let mut world = World::new(three(|_| Loss::None, 3), configs(Faults::default()));

@@ -21,8 +21,10 @@ pub(crate) const LIFETIME: Duration = Duration::from_millis(400);
 const MAX_KEPT: usize = 4 << 20;
 /// Packets on their way: half of the peer's window of numbers, so that it never takes a repair for something seen.
 const MAX_SPAN: usize = 32 * 1024;
-/// Losses of one packet that the peer may report: at 20 % loss one packet in 10^22 gets there.
-pub(crate) const MAX_ATTEMPTS: u8 = 32;
+/// Losses of one packet that the peer may report, those within a millisecond counted once. It may refuse the same packet each round trip while
+/// it has no room, for as long as it holds others back; nothing is repeated for longer than [`LIFETIME`].
+const MAX_REPORTS: u16 = 320;
+const REPORTS_APART: Duration = Duration::from_millis(1);
 
 #[derive(Debug)]
 struct Kept {
@@ -38,7 +40,8 @@ struct Kept {
     resend: u8,
     resend_since: Duration,
     lost_on: Option<PathId>,
-    attempts: u8,
+    reports: u16,
+    counted: Duration,
 }
 
 /// A packet or a half of one, ready to be written.
@@ -110,7 +113,8 @@ impl Datagrams {
             resend: 3,
             resend_since: now,
             lost_on: None,
-            attempts: 0,
+            reports: 0,
+            counted: now,
         }));
         let number = self.base + self.kept.len() as u64 - 1;
         self.resend[priority.index()].insert(number);
@@ -199,8 +203,10 @@ impl Datagrams {
         if again == 0 {
             return Ok(());
         }
-        kept.attempts = kept.attempts.saturating_add(u8::from(loss.reported));
-        if kept.attempts > MAX_ATTEMPTS {
+        if loss.reported && loss.now.saturating_sub(kept.counted) >= REPORTS_APART {
+            (kept.reports, kept.counted) = (kept.reports.saturating_add(1), loss.now);
+        }
+        if kept.reports > MAX_REPORTS {
             return Err(Violation::NackStorm);
         }
         if kept.resend == 0 {

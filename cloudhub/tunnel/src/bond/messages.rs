@@ -13,7 +13,6 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-use super::datagrams::MAX_ATTEMPTS;
 use super::faults::Faults;
 use super::path::{Loss, PathId};
 use super::policy::Carries;
@@ -41,6 +40,8 @@ const MAX_PARTIAL: usize = 2 * MAX_ACTIVE_BYTES;
 const PARTIAL_COST: usize = 256;
 /// Delivered bytes that the owner has not taken; beyond them messages are dropped, which the contract allows: relay repeats.
 const MAX_READY: usize = 1 << 20;
+/// Losses of a small message that the peer may report: at 20 % loss one in 10^22 gets there.
+const MAX_ATTEMPTS: u8 = 32;
 /// The longest wait before another repetition.
 const MAX_INTERVAL: Duration = Duration::from_secs(1);
 
@@ -67,6 +68,8 @@ struct Outgoing {
     due: Option<Duration>,
     interval: Duration,
     attempts: u32,
+    /// When the peer told of losses last.
+    reported_at: Option<Duration>,
     /// How often the timer has repeated it.
     round: u32,
     last_path: Option<PathId>,
@@ -232,6 +235,7 @@ impl Outbox {
                 due: None,
                 interval: Duration::ZERO,
                 attempts: 0,
+                reported_at: None,
                 round: 0,
                 last_path: None,
             };
@@ -342,7 +346,10 @@ impl Outbox {
         let Some(outgoing) = self.active.get_mut(&id) else {
             return Ok(());
         };
-        outgoing.attempts = outgoing.attempts.saturating_add(u32::from(loss.reported));
+        // After an outage one word tells of all copies that were sent into it.
+        if loss.reported && outgoing.reported_at.replace(now) != Some(now) {
+            outgoing.attempts = outgoing.attempts.saturating_add(1);
+        }
         let pieces = 1 + outgoing.payload.len() / 512;
         if outgoing.attempts as usize > usize::from(MAX_ATTEMPTS) * pieces {
             return Err(Violation::NackStorm);

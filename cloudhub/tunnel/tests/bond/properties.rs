@@ -490,6 +490,12 @@ fn everything_arrives_once_in_order_and_nothing_is_lost_in_other_runs_too() {
     check(750..1500);
 }
 
+/// Found when a lone path became more patient: two halves of a packet counted as two reports, and a round trip of 16 ms as one each.
+#[test]
+fn a_peer_that_refuses_a_packet_each_round_trip_is_not_accused() {
+    check(856..857);
+}
+
 /// What the checker says of the first seed that shows a fault.
 fn caught(faults: Faults) -> String {
     let seen = (0..400).find_map(|seed| run(seed, faults).first().cloned());

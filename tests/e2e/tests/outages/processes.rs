@@ -8,7 +8,7 @@ use kit::wait::State;
 use kit::{Site, wait_for, yaml};
 use linkem::Action;
 use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
+use nix::unistd::{Pid, SysconfVar, sysconf};
 
 use super::{Robot, into_file};
 
@@ -24,6 +24,8 @@ const BACK: Duration = Duration::from_secs(3);
 const HUB_NOTICED: Duration = Duration::from_millis(11_500);
 /// How soon a robot that answers is Ready: its status is written in the same breath.
 const READY: Duration = Duration::from_secs(10);
+/// What hub and robot may do in a minute in which nothing can be said, though there is something to say: a loop without a pause takes 60 s.
+const IDLE: Duration = Duration::from_secs(15);
 /// Lines of the exec that goes through the outage, ten a second.
 const LINES: u32 = 900;
 
@@ -55,10 +57,19 @@ fn exec_and_logs_outlive_a_minute_without_any_link() {
         .uplinks()
         .apply("g5", Action::Rebind)
         .expect("the emulator runs");
+    // Something that waits for the return.
+    let labelled = hub.kubectl.output(&["label", "node", "robot-1", "tunnel=long"]);
+    assert!(labelled.expect("kubectl").status.success(), "{}", robot.tails());
+    let before = cpu_times(&robot);
     robot.soon("a minute is over", TUNNEL, || match since.elapsed() {
         passed if passed >= TUNNEL => Ok(()),
         passed => Err(format!("{passed:?}")),
     });
+    let (took, passed) = (cpu_times(&robot), since.elapsed());
+    for (which, (took, before)) in ["hub", "edgecore"].iter().zip(took.into_iter().zip(before)) {
+        let took = took.saturating_sub(before);
+        assert!(took < IDLE, "the {which} was busy for {took:?} of {passed:?}");
+    }
     let restored = robot.edge.uplinks().apply("g5", Action::Restore);
     restored.expect("the emulator runs");
     robot.connected(true, BACK);
@@ -82,6 +93,19 @@ fn exec_and_logs_outlive_a_minute_without_any_link() {
     has_each_second(&text);
     assert!(text.lines().count() > 80, "it did not go on: {text}");
     robot.nothing_restarted();
+}
+
+/// CPU time of the hub and of edgecore so far (proc(5), stat: utime and stime).
+fn cpu_times(robot: &Robot) -> [Duration; 2] {
+    let ticks = sysconf(SysconfVar::CLK_TCK).ok().flatten().expect("CLK_TCK");
+    [robot.hub.pid(), robot.edge.pid()].map(|pid| {
+        let pid = pid.expect("it runs");
+        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).expect("it runs");
+        let (_, fields) = stat.rsplit_once(')').expect("a name in parentheses");
+        let fields = fields.split_whitespace().skip(11).take(2);
+        let total: i64 = fields.map(|field| field.parse::<i64>().expect("a number")).sum();
+        Duration::from_millis(u64::try_from(total * 1000 / ticks).expect("time passes"))
+    })
 }
 
 /// Nobody waits for a robot that no link leads to, and it knows that itself.

@@ -24,8 +24,9 @@ const BACK: Duration = Duration::from_secs(3);
 const HUB_NOTICED: Duration = Duration::from_millis(11_500);
 /// How soon a robot that answers is Ready: its status is written in the same breath.
 const READY: Duration = Duration::from_secs(10);
-/// What hub and robot may do in a minute in which nothing can be said, though there is something to say: a loop without a pause takes 60 s.
-const IDLE: Duration = Duration::from_secs(15);
+/// CPU time that hub and robot may take in a minute in which nothing can be said, though there is something to say. They take 0.1 and 0.6 s (the
+/// robot looks for a way); a hub that tries each millisecond took 2.2.
+const IDLE: [Duration; 2] = [Duration::from_secs(1), Duration::from_secs(5)];
 /// Lines of the exec that goes through the outage, ten a second.
 const LINES: u32 = 900;
 
@@ -66,9 +67,10 @@ fn exec_and_logs_outlive_a_minute_without_any_link() {
         passed => Err(format!("{passed:?}")),
     });
     let (took, passed) = (cpu_times(&robot), since.elapsed());
-    for (which, (took, before)) in ["hub", "edgecore"].iter().zip(took.into_iter().zip(before)) {
+    for ((which, limit), (took, before)) in ["hub", "edgecore"].iter().zip(IDLE).zip(took.into_iter().zip(before)) {
         let took = took.saturating_sub(before);
-        assert!(took < IDLE, "the {which} was busy for {took:?} of {passed:?}");
+        println!("the {which} was busy for {took:?} of {passed:?}");
+        assert!(took < limit, "the {which} was busy for {took:?} of {passed:?}");
     }
     let restored = robot.edge.uplinks().apply("g5", Action::Restore);
     restored.expect("the emulator runs");

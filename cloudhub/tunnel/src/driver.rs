@@ -346,7 +346,7 @@ impl Driver {
         }
     }
 
-    /// What all paths have carried, to half a second (at the hub two).
+    /// What all paths have carried, to half a second.
     pub(crate) fn carried(&self) -> Carried {
         self.traffic.read()
     }

@@ -29,9 +29,6 @@ const RTT_WINDOW: Duration = Duration::from_secs(30);
 pub const OVERDUE: Duration = Duration::from_secs(2);
 /// How often the counters are read: half a second of the 10.
 pub(crate) const TICK: Duration = Duration::from_millis(500);
-/// How often they are read where there is nothing to notice soon, and nobody waits for an answer: a hub of ten thousand idle edges would be
-/// busy with looking at them.
-pub(crate) const CALM_TICK: Duration = Duration::from_secs(2);
 
 /// Whether the peer lives.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -77,25 +74,10 @@ impl Liveness {
         ANSWER_WITHIN.max(rtt * ANSWER_WITHIN_RTTS).min(self.silence)
     }
 
-    /// How soon to look again; `asks`: this end sends the PINGs, and has to notice in time that one is not answered.
-    pub(crate) fn tick(&self, asks: bool) -> Duration {
-        let left = (self.heard_at + self.silence).saturating_sub(self.now);
-        if asks || self.asked_at.is_some() || left < CALM_TICK + TICK {
-            TICK
-        } else {
-            CALM_TICK
-        }
-    }
-
-    /// Looks at the counters again, so long after the last look. A look that comes late counts for two ticks at most (of those that
-    /// [`TICK`] is long): while this process was starved or stopped, it could not have heard the answer.
+    /// Looks at the counters again, so long after the last look. A look that comes late counts for two ticks at most: while this
+    /// process was starved or stopped, it could not have heard the answer.
     pub fn observe(&mut self, elapsed: Duration, counters: Counters) -> Verdict {
-        self.observe_after(elapsed, TICK, counters)
-    }
-
-    /// The same, where the look was to come after `tick`.
-    pub(crate) fn observe_after(&mut self, elapsed: Duration, tick: Duration, counters: Counters) -> Verdict {
-        self.now += elapsed.min(tick + TICK);
+        self.now += elapsed.min(TICK * 2);
         if counters.received != self.received {
             self.received = counters.received;
             self.heard_at = self.now;
@@ -223,27 +205,6 @@ mod tests {
         let verdicts = ticks(&mut liveness, 54, seen(1, 1));
         assert_eq!(verdicts[..53], [Verdict::Alive; 53]);
         assert_eq!(verdicts[53], Verdict::Silent);
-    }
-
-    #[test]
-    fn a_hub_looks_seldom_and_notices_as_soon() {
-        let mut liveness = peer();
-        let (mut now, mut looks) = (Duration::ZERO, 0);
-        let verdict = loop {
-            let tick = liveness.tick(false);
-            (now, looks) = (now + tick, looks + 1);
-            match liveness.observe_after(tick, tick, seen(5, 5)) {
-                Verdict::Alive => {}
-                verdict => break verdict,
-            }
-        };
-        assert_eq!((verdict, now), (Verdict::Silent, Duration::from_secs(10)));
-        assert!(looks <= 8, "{looks} looks");
-        // Who asks, or has asked, looks as often as ever.
-        assert_eq!(peer().tick(true), TICK);
-        let mut asked = peer();
-        asked.observe(TICK, seen(5, 6));
-        assert_eq!(asked.tick(false), TICK);
     }
 
     #[test]

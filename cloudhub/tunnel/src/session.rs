@@ -212,7 +212,7 @@ impl Session {
         self.inner.driver.stats()
     }
 
-    /// What all its paths have carried, those that are gone too, to half a second (at the hub two).
+    /// What all its paths have carried, those that are gone too, to half a second.
     pub fn carried(&self) -> Carried {
         self.inner.driver.carried()
     }

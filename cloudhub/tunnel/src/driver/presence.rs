@@ -14,12 +14,13 @@ use tokio::time::Instant;
 use super::{Driver, PathInfo, Slot, State};
 use crate::bond::{PathId, PathState};
 use crate::clock::boottime;
-use crate::liveness::{Liveness, OVERDUE, PING_INTERVAL, TICK, Verdict};
+use crate::liveness::{Liveness, PING_INTERVAL, TICK, Verdict};
 use crate::path::{PathControl, PathTransport, Transport};
 use crate::types::{CloseReason, Presence};
 
-/// A path over which the peer is heard, and whose questions are not answered, is as good as silent after so long: one way is dead.
-const UNANSWERED_FOR: Duration = PING_INTERVAL.saturating_add(OVERDUE);
+/// A path over which the peer is heard, and whose questions are not answered, is as good as silent after being suspect for so long: one way
+/// is dead. With the two seconds that the last path of a session has before it is suspect, the 10 s of a silent one.
+const UNANSWERED_FOR: Duration = PING_INTERVAL;
 /// A silent path is given up after so long beside others that carry: a minute with the 10 s before it.
 const USELESS_FOR: Duration = Duration::from_secs(50);
 
@@ -85,10 +86,10 @@ impl Driver {
         let mut received = path.counters().received;
         let mut useless = Duration::ZERO;
         loop {
-            let (before, tick) = (Instant::now(), liveness.tick(!self.is_hub));
-            tokio::time::sleep(tick).await;
+            let before = Instant::now();
+            tokio::time::sleep(TICK).await;
             let (counters, elapsed) = (path.counters(), before.elapsed());
-            let verdict = liveness.observe_after(elapsed, tick, counters);
+            let verdict = liveness.observe(elapsed, counters);
             let now = boottime();
             let mut state = self.change();
             self.count(&mut state, id, counters.carried);

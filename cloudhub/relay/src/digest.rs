@@ -1,5 +1,6 @@
 //! Hashes of objects and of sets of objects.
 
+use std::borrow::Borrow;
 use std::collections::BTreeMap;
 
 use sha2::{Digest as _, Sha256};
@@ -41,11 +42,11 @@ pub(crate) fn short(key: &(String, String, String), entry: &Entry) -> u64 {
 }
 
 /// Digest over the set, sorted by kind, namespace and name.
-pub(crate) fn set<'a>(entries: impl Iterator<Item = (&'a (String, String, String), &'a Entry)>) -> Digest {
+pub(crate) fn set<'a, E: Borrow<Entry>>(entries: impl Iterator<Item = (&'a (String, String, String), E)>) -> Digest {
     let sorted: BTreeMap<_, _> = entries.collect();
     let mut all = Sha256::new();
     for (key, entry) in sorted {
-        all.update(hash(key, entry));
+        all.update(hash(key, entry.borrow()));
     }
     all.finalize().into()
 }

@@ -32,8 +32,6 @@ const PRIORITIES: [Priority; 4] = [
 #[derive(Debug, Default)]
 pub struct Outgoing {
     held: [Option<Transmit>; 4],
-    /// Nothing of this priority or a lower one found room when that was tried last.
-    blocked: Option<Priority>,
 }
 
 impl Outgoing {
@@ -63,7 +61,6 @@ impl Outgoing {
                 Some(limit) => link.poll_transmit_before(now, limit),
             };
             let Some(transmit) = next else {
-                self.blocked = limit;
                 return Ok(limit.is_none());
             };
             let priority = transmit.priority;
@@ -77,7 +74,10 @@ impl Outgoing {
     /// however long it is overdue, only room helps.
     #[must_use]
     pub fn timeout(&self, link: &Link) -> Option<Duration> {
-        match self.blocked {
+        let mut blocked = PRIORITIES
+            .into_iter()
+            .filter(|priority| self.held[*priority as usize].is_some());
+        match blocked.next() {
             None => link.poll_timeout(),
             Some(limit) => link.poll_timeout_before(limit),
         }

@@ -212,15 +212,12 @@ impl Source {
     }
 
     fn snapshot_sent(&mut self) -> SnapshotSent {
-        let sent: Vec<_> = self.sent.iter().map(|(key, object)| (&**key, object.entry())).collect();
-        let (count, digest) = (
-            sent.len() as u64,
-            digest::set(sent.iter().map(|(key, entry)| (*key, entry))),
-        );
+        let sent = self.sent.iter().map(|(key, object)| (&**key, object.entry()));
+        let digest = digest::set(sent);
         SnapshotSent {
             marks: self.marks(),
             identity: self.view.identity.clone(),
-            count,
+            count: self.sent.len() as u64,
             digest: digest.to_vec().into(),
             drop: std::mem::take(&mut self.unmatched).into_iter().collect(),
             place: Some(self.place_sent),

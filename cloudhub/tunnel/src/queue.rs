@@ -285,16 +285,7 @@ mod tests {
             }
         };
         let taken = Mutex::new(Vec::new());
-        let consumer = async {
-            loop {
-                let item = backlog.pop().await;
-                taken.lock().unwrap().push(item);
-                if item >= 98 {
-                    break;
-                }
-            }
-        };
-        let other = async {
+        let consumer = async || {
             loop {
                 let item = backlog.pop().await;
                 taken.lock().unwrap().push(item);
@@ -304,7 +295,7 @@ mod tests {
                 tokio::task::yield_now().await;
             }
         };
-        tokio::join!(producer, consumer, other);
+        tokio::join!(producer, consumer(), consumer());
         assert_eq!(taken.into_inner().unwrap(), (0..100).collect::<Vec<_>>());
     }
 }

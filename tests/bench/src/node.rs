@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 use kit::kubectl::{condition, is_true};
+use kit::process::cpu_seconds;
 use kit::wait::State;
 use kit::{Edge, Hub, Site, paths};
 use serde_json::Value;
@@ -19,7 +20,7 @@ use tokio::runtime::Runtime;
 
 use crate::api::{self, LIMIT, Pods, names};
 use crate::elf;
-use crate::proc::{self, Sampler};
+use crate::proc::Sampler;
 use crate::raw::Raw;
 use crate::scale::Above;
 use crate::table::{Gate, Row, Rows, Samples, megabytes_a_day};
@@ -283,9 +284,9 @@ impl Bench<'_, '_> {
 
     fn cpu(&mut self) -> Result<()> {
         let pid = self.edge.pid().context("edgecore runs")?;
-        let (before, start) = (proc::cpu_seconds(pid)?, Instant::now());
+        let (before, start) = (cpu_seconds(pid)?, Instant::now());
         thread::sleep(self.extent.cpu);
-        let used = (proc::cpu_seconds(pid)? - before) / start.elapsed().as_secs_f64();
+        let used = (cpu_seconds(pid)? - before) / start.elapsed().as_secs_f64();
         let what = format!("edgecore CPU, {PODS} idle pods, {} s", self.extent.cpu.as_secs());
         let row = self.row(what, "% of a core", vec![used * 100.0])?;
         self.rows

@@ -5,7 +5,7 @@ use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
-use kit::process::run;
+use kit::process::{cpu_seconds, run};
 use linkem::Action;
 use linkem::run::{Emulation, Report};
 
@@ -15,7 +15,6 @@ use super::talk::{Command, Role, Setup, now};
 use super::veth::{self, Veth};
 use super::wireguard::WireGuard;
 use super::world::{LINKS, World};
-use crate::proc;
 
 /// What is between the two namespaces.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -140,11 +139,7 @@ impl Run {
         let own = [&self.hub, &self.edge].map(Child::pid);
         let under = self.under.iter().flatten().map(Child::pid);
         let wireguard = self.wireguard.iter().flatten().map(WireGuard::pid);
-        own.into_iter()
-            .chain(under)
-            .chain(wireguard)
-            .map(proc::cpu_seconds)
-            .sum()
+        own.into_iter().chain(under).chain(wireguard).map(cpu_seconds).sum()
     }
 
     /// The edge of the tunnel's own counts; null of what is none.

@@ -3,12 +3,13 @@
 use std::time::{Duration, Instant};
 
 use kit::kubectl::is_true;
+use kit::process::cpu_seconds;
 use kit::suite::{START, embedded, has_each_second};
 use kit::wait::State;
 use kit::{Site, wait_for, yaml};
 use linkem::Action;
 use nix::sys::signal::{Signal, kill};
-use nix::unistd::{Pid, SysconfVar, sysconf};
+use nix::unistd::Pid;
 
 use super::{Robot, into_file};
 
@@ -97,16 +98,11 @@ fn exec_and_logs_outlive_a_minute_without_any_link() {
     robot.nothing_restarted();
 }
 
-/// CPU time of the hub and of edgecore so far (proc(5), stat: utime and stime).
+/// CPU time of the hub and of edgecore so far.
 fn cpu_times(robot: &Robot) -> [Duration; 2] {
-    let ticks = sysconf(SysconfVar::CLK_TCK).ok().flatten().expect("CLK_TCK");
     [robot.hub.pid(), robot.edge.pid()].map(|pid| {
-        let pid = pid.expect("it runs");
-        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).expect("it runs");
-        let (_, fields) = stat.rsplit_once(')').expect("a name in parentheses");
-        let fields = fields.split_whitespace().skip(11).take(2);
-        let total: i64 = fields.map(|field| field.parse::<i64>().expect("a number")).sum();
-        Duration::from_millis(u64::try_from(total * 1000 / ticks).expect("time passes"))
+        let used = cpu_seconds(pid.expect("it runs")).expect("what the kernel says of it");
+        Duration::from_secs_f64(used)
     })
 }
 

@@ -1,21 +1,37 @@
 //! HTTP proxies: a TCP connection to the hub through CONNECT (RFC 9110 §9.3.6). What goes through it is the tunnel's own TLS.
 
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use tokio::fs::File;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
 /// Squid's answer has 39 bytes; its page of refusal, headers and all, begins within 1 KiB.
 const MAX_HEAD: usize = 8 * 1024;
 /// What is shown of a proxy's words.
 const MAX_SHOWN: usize = 120;
+/// A user and a password.
+const MAX_CREDENTIALS: u64 = 1024;
 
-/// An HTTP proxy that takes CONNECT without a password.
+/// An HTTP proxy that takes CONNECT, perhaps with a password.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Proxy {
     authority: String,
+    credentials: Option<PathBuf>,
 }
 
 impl Proxy {
+    /// The same with a password: the file's first line is `USER:PASSWORD` (RFC 7617, Basic). It is read for each connection, so it may change.
+    #[must_use]
+    pub fn with_credentials(self, file: impl Into<PathBuf>) -> Self {
+        Self {
+            credentials: Some(file.into()),
+            ..self
+        }
+    }
+
     /// Its `host:port`.
     pub fn authority(&self) -> &str {
         &self.authority
@@ -51,6 +67,7 @@ impl FromStr for Proxy {
         }
         Ok(Self {
             authority: authority.to_owned(),
+            credentials: None,
         })
     }
 }
@@ -66,14 +83,21 @@ pub(crate) enum ConnectError {
     NotHttp(String),
     #[error("its answer has more than {MAX_HEAD} bytes")]
     TooLong,
+    #[error("its password in {file}: {why}")]
+    Credentials { file: String, why: String },
 }
 
-/// Asks the proxy at the other end of `stream` for a connection to `target`, `host:port`; what is read and written afterwards is the target's.
+/// Asks `proxy` at the other end of `stream` for a connection to `target`, `host:port`; what is read and written afterwards is the target's.
 pub(crate) async fn connect(
+    proxy: &Proxy,
     stream: &mut (impl AsyncRead + AsyncWrite + Unpin),
     target: &str,
 ) -> Result<(), ConnectError> {
-    let request = format!("CONNECT {target} HTTP/1.1\r\nHost: {target}\r\n\r\n");
+    let authorization = match &proxy.credentials {
+        Some(file) => authorization(file).await?,
+        None => String::new(),
+    };
+    let request = format!("CONNECT {target} HTTP/1.1\r\nHost: {target}\r\n{authorization}\r\n");
     stream.write_all(request.as_bytes()).await?;
     let mut head = Vec::new();
     loop {
@@ -85,6 +109,25 @@ pub(crate) async fn connect(
             return Ok(());
         }
     }
+}
+
+/// The header with what the file says.
+async fn authorization(file: &Path) -> Result<String, ConnectError> {
+    let wrong = |why: &dyn std::fmt::Display| ConnectError::Credentials {
+        file: file.display().to_string(),
+        why: why.to_string(),
+    };
+    let opened = File::open(file).await.map_err(|error| wrong(&error))?;
+    let mut text = String::new();
+    let read = opened.take(MAX_CREDENTIALS + 1).read_to_string(&mut text).await;
+    if read.map_err(|error| wrong(&error))? as u64 > MAX_CREDENTIALS {
+        return Err(wrong(&format_args!("more than {MAX_CREDENTIALS} bytes")));
+    }
+    let line = text.lines().next().unwrap_or_default();
+    if !line.contains(':') || line.chars().any(char::is_control) {
+        return Err(wrong(&"its first line is not USER:PASSWORD"));
+    }
+    Ok(format!("Proxy-Authorization: Basic {}\r\n", STANDARD.encode(line)))
 }
 
 /// Reads what has come of a proxy's answer; true when it is whole and says yes.
@@ -154,6 +197,31 @@ mod tests {
         ] {
             assert_eq!(text.parse::<Proxy>(), Err(NotAProxy), "{text:?}");
         }
+    }
+
+    #[tokio::test]
+    async fn a_password_is_the_first_line_of_its_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("proxy");
+        for (text, wanted) in [
+            // RFC 7617 §2.
+            (
+                "Aladdin:open sesame\n",
+                Ok("Proxy-Authorization: Basic QWxhZGRpbjpvcGVuIHNlc2FtZQ==\r\n"),
+            ),
+            ("a:b:c\r\nwhatever", Ok("Proxy-Authorization: Basic YTpiOmM=\r\n")),
+            ("", Err("its first line is not USER:PASSWORD")),
+            ("secret", Err("its first line is not USER:PASSWORD")),
+            ("a:b\u{7f}", Err("its first line is not USER:PASSWORD")),
+            (&"a:".repeat(600), Err("more than 1024 bytes")),
+        ] {
+            std::fs::write(&file, text).unwrap();
+            let told = authorization(&file).await.map_err(|error| error.to_string());
+            let why = |why| format!("its password in {}: {why}", file.display());
+            assert_eq!(told, wanted.map(str::to_owned).map_err(why));
+        }
+        let missing = authorization(Path::new("/nonexistent")).await.unwrap_err().to_string();
+        assert!(missing.contains("/nonexistent: No such file"), "{missing}");
     }
 
     #[test]

@@ -315,6 +315,28 @@ fn a_robot_reaches_its_hub_through_a_proxy() {
 }
 
 #[test]
+fn a_proxy_gets_the_password_that_the_file_says_now() {
+    isolated(async || {
+        block_udp();
+        let dir = tempfile::tempdir().unwrap();
+        let squid = Squid::start(&Squid::password(dir.path(), "open sesame")).await;
+        let file = dir.path().join("proxy");
+        std::fs::write(&file, "robot:wrong\n").unwrap();
+        let robot = Robot::new(Some(squid.proxy().with_credentials(&file)));
+        let refused = "through the proxy http://127.0.0.1:3128: it refuses: HTTP/1.1 407 Proxy Authentication Required";
+        let meeting = robot.meet();
+        tokio::pin!(meeting);
+        tokio::select! {
+            session = &mut meeting => panic!("{session:?}"),
+            () = until("the proxy's refusal", || site::namespace::logged().contains(refused)) => {}
+        }
+        std::fs::write(&file, "robot:open sesame\n").unwrap();
+        let (at_edge, at_hub) = meeting.await;
+        everything_crosses(&at_edge, &at_hub).await;
+    });
+}
+
+#[test]
 fn a_proxy_that_refuses_is_named_with_its_words() {
     isolated(async || {
         block_udp();

@@ -17,6 +17,8 @@ pub struct FallbackConfig {
     pub port: u16,
     /// The site's HTTP proxy, `http://HOST:PORT`; empty: none.
     pub proxy: String,
+    /// A file whose first line is the proxy's `USER:PASSWORD`; empty: it wants none.
+    pub proxy_credentials_file: String,
 }
 
 impl Default for FallbackConfig {
@@ -25,6 +27,7 @@ impl Default for FallbackConfig {
             enabled: true,
             port: 0,
             proxy: String::new(),
+            proxy_credentials_file: String::new(),
         }
     }
 }
@@ -37,6 +40,12 @@ impl FallbackConfig {
             "hub.fallback.proxy",
             &self.proxy,
             "http://HOST:PORT, without user, password or path",
+        )?;
+        check(
+            self.proxy_credentials_file.is_empty() || !self.proxy.is_empty(),
+            "hub.fallback.proxyCredentialsFile",
+            &self.proxy_credentials_file,
+            "of use without hub.fallback.proxy",
         )
     }
 }
@@ -45,7 +54,12 @@ impl HubConfig {
     /// The way over TCP as the tunnel wants it.
     #[must_use]
     pub fn over_tcp(&self) -> tunnel::Fallback {
-        let FallbackConfig { enabled, port, proxy } = &self.fallback;
+        let FallbackConfig {
+            enabled,
+            port,
+            proxy,
+            proxy_credentials_file,
+        } = &self.fallback;
         let join = self
             .join_address
             .rsplit_once(':')
@@ -58,7 +72,13 @@ impl HubConfig {
                 (true, port) => vec![*port],
             },
             // It was looked at when the file was.
-            proxy: proxy.parse().ok(),
+            proxy: proxy
+                .parse()
+                .ok()
+                .map(|proxy: tunnel::Proxy| match proxy_credentials_file.as_str() {
+                    "" => proxy,
+                    file => proxy.with_credentials(file),
+                }),
         }
     }
 }
@@ -78,7 +98,12 @@ mod tests {
         assert_eq!(hub("{port: 8443}").over_tcp().ports, [8443]);
         assert!(hub("{enabled: false, port: 8443}").over_tcp().ports.is_empty());
         let proxied = hub("{proxy: 'http://proxy.site:3128'}").over_tcp();
-        assert_eq!(proxied.proxy.unwrap().authority(), "proxy.site:3128");
+        assert_eq!(proxied.proxy.clone().unwrap().authority(), "proxy.site:3128");
+        let known = hub("{proxy: 'http://proxy.site:3128', proxyCredentialsFile: /etc/kedge/proxy}").over_tcp();
+        assert_eq!(
+            known.proxy,
+            proxied.proxy.map(|proxy| proxy.with_credentials("/etc/kedge/proxy"))
+        );
     }
 
     #[test]
@@ -97,6 +122,9 @@ mod tests {
                 format!("hub.fallback.proxy: {proxy:?} is not http://HOST:PORT, without user, password or path");
             assert_eq!(error, wanted);
         }
+        let lonely = hub("{proxyCredentialsFile: /etc/kedge/proxy}").fallback.validate();
+        let wanted = "hub.fallback.proxyCredentialsFile: \"/etc/kedge/proxy\" is not of use without hub.fallback.proxy";
+        assert_eq!(lonely.unwrap_err().to_string(), wanted);
         let misspelt = serde_yaml_ng::from_str::<HubConfig>("{fallback: {ports: [443]}}").unwrap_err();
         assert!(misspelt.to_string().contains("ports"), "{misspelt}");
         assert!(serde_yaml_ng::from_str::<HubConfig>("{fallback: {port: 70000}}").is_err());

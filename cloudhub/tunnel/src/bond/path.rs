@@ -162,7 +162,7 @@ pub(crate) struct Path {
     base: u64,
     sent: VecDeque<Option<Sent>>,
     /// Packets that are out, and those of them that carry more than a probe.
-    in_flight: usize,
+    pub(crate) in_flight: usize,
     traffic: usize,
     largest_acked: Option<(u64, Duration)>,
     /// Last acknowledgement of something new, or the first packet out after all were answered.

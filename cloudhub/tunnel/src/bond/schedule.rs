@@ -28,7 +28,7 @@ const MIN_BUDGET: usize = 256;
 const MIN_PIECE: usize = 64;
 /// A path may always be so much slower than the best and still take what is urgent.
 const EAGER: Duration = Duration::from_millis(4);
-/// A path that has not asked for so long does not count as a faster one.
+/// A path that has something on its way and has not asked for so long does not count as a faster one.
 const ABSENT: Duration = Duration::from_millis(200);
 
 /// What a packet is made of so far.
@@ -262,7 +262,7 @@ impl Bond {
     /// The paths other than this one that could take the same and are asking.
     pub(super) fn others(&self, now: Duration, at: usize, priority: Priority) -> impl Iterator<Item = &Path> {
         self.paths.iter().enumerate().filter_map(move |(other, path)| {
-            let asks = now.saturating_sub(path.pulled) < ABSENT;
+            let asks = path.in_flight == 0 || now.saturating_sub(path.pulled) < ABSENT;
             (other != at && path.is_live() && asks && self.may_carry(other, priority)).then_some(path)
         })
     }
@@ -285,10 +285,15 @@ impl Bond {
         eager
     }
 
-    /// ECF: whether something of `queued` bytes that waits since `since` should not rather wait for the faster paths.
+    /// ECF: whether something of `queued` bytes that waits since `since` should not rather wait for the faster paths. What is little
+    /// belongs to the fastest.
     fn is_worth(&mut self, draft: &Draft<'_>, priority: Priority, queued: usize, since: Duration) -> bool {
         if !self.is_its_turn(draft.now, draft.at, priority, since) {
             return false;
+        }
+        if queued <= SMALL {
+            // What a thin flow makes of the faster paths' rates says nothing of what they can.
+            return self.is_eager(draft, priority, since, None);
         }
         let own = self.paths[draft.at].rtt.smoothed;
         let faster = self
@@ -427,12 +432,7 @@ impl Bond {
         let Some((since, queued)) = self.streams.backlog(priority) else {
             return Offered::Nothing;
         };
-        let worth = if queued <= SMALL {
-            self.is_eager(draft, priority, since, None)
-        } else {
-            self.is_worth(draft, priority, queued, since)
-        };
-        if !worth {
+        if !self.is_worth(draft, priority, queued, since) {
             return Offered::Nothing;
         }
         if !draft.suits(queued.min(1024), STREAM_OVERHEAD) {

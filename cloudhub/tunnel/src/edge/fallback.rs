@@ -140,8 +140,8 @@ impl Dialler {
             Ok((remote, stream))
         });
         let (remote, mut stream) = opened.await.map_err(|error| fail(&error))?;
-        if proxy.is_some() {
-            proxy::connect(&mut stream, target)
+        if let Some(proxy) = proxy {
+            proxy::connect(proxy, &mut stream, target)
                 .await
                 .map_err(|error| fail(&error))?;
         }

@@ -274,6 +274,21 @@ fn a_path_whose_handshake_was_slow_is_asked_again() {
 }
 
 #[test]
+fn a_thin_flow_takes_the_fastest_path() {
+    for every in [300, 20] {
+        let mut flood = Flood::new(6, 0).paced(ms(every));
+        let mut three = world(|_| Loss::None, 1);
+        three.run(seconds(20), &mut flood);
+        let mut delays = flood.delays(seconds(1), seconds(20));
+        let [median, most] = [0.5, 1.0].map(|q| percentile(&mut delays, q));
+        println!("a packet in order each {every} ms takes {median:.1} ms, {most:.1} at most");
+        // One way and its packet's time on the link; 15 and 30 ms over the others.
+        assert!(most < 10.0, "each {every} ms: {most}");
+        assert_eq!(three.violations, []);
+    }
+}
+
+#[test]
 fn a_busy_flow_is_even_and_a_thin_one_is_not_held_back() {
     let mut flood = Flood::new(6, 0).paced(ms(20));
     let mut three = world(|at| Loss::Iid(LOSSY[at]), 3);

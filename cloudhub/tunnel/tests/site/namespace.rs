@@ -2,6 +2,7 @@
 
 use std::io::Write;
 use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, LazyLock, Mutex};
 use std::time::Duration;
@@ -96,6 +97,21 @@ impl Squid {
 
     pub(crate) fn proxy(&self) -> tunnel::Proxy {
         "http://127.0.0.1:3128".parse().unwrap()
+    }
+
+    /// `http_access` lines that want the user robot with this password; `dir` for the hashes.
+    pub(crate) fn password(dir: &Path, password: &str) -> String {
+        let hash = Command::new("openssl").args(["passwd", "-apr1", password]).output();
+        let hash = hash.expect("openssl is installed").stdout;
+        let users = dir.join("users");
+        std::fs::write(&users, [b"robot:", hash.as_slice()].concat()).unwrap();
+        // squid's helper gives up root.
+        std::fs::set_permissions(dir, std::fs::Permissions::from_mode(0o755)).unwrap();
+        format!(
+            "auth_param basic program /usr/lib/squid/basic_ncsa_auth {}\nacl known proxy_auth REQUIRED\nhttp_access allow known\n\
+             http_access deny all",
+            users.display()
+        )
     }
 
     /// Who asked it for what.

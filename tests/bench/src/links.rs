@@ -1,7 +1,7 @@
 //! Several bad uplinks as one: bonding.md §8 on sockets, side by side with what else there is.
 //!
 //! * [`world`]: the links (`tests/linkem`) and their limits; [`contender`]: who carries the load; [`site`]: one run, repeated where linkem calls it invalid; [`plan`]: how much
-//! * [`bulk`] S1 to S3, [`outage`] S4 and S7, [`control`] S5, [`cable`] S8 ([`veth`], [`wireguard`]), [`idle`] S9
+//! * [`bulk`] S1 to S3, [`fair`] beside the kernel's CUBIC, [`outage`] S4 and S7, [`control`] S5, [`cable`] S8 ([`veth`], [`wireguard`]), [`idle`] S9
 //! * [`end`]: a process an end, in its namespace: [`through`] is the tunnel ([`inner`]: its TUN device), [`baseline`] everything else; [`child`], [`talk`]: how it is told what to do
 //! * [`sink`]: what arrived; [`packet`], [`keys`]: what it is made of; [`figures`]: the table
 
@@ -12,6 +12,7 @@ mod child;
 mod contender;
 mod control;
 pub(crate) mod end;
+mod fair;
 mod figures;
 mod idle;
 mod inner;
@@ -53,6 +54,8 @@ pub(crate) enum Scenario {
     S8,
     /// What idling costs
     S9,
+    /// One link beside the kernel's CUBIC (of the issue, not of bonding.md §8)
+    Fair,
 }
 
 /// The figures of those scenarios, or of all.
@@ -76,6 +79,7 @@ pub(crate) fn run(plan: &Plan, only: &[Scenario], figures: &mut Figures) -> Resu
             Scenario::S7 => outage::return_of_links(plan, figures)?,
             Scenario::S8 => cable::speed(plan, figures)?,
             Scenario::S9 => idle::cost(plan, figures)?,
+            Scenario::Fair => fair::shares(&plan.of_traces(), figures)?,
         }
     }
     Ok(())

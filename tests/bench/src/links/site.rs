@@ -28,7 +28,7 @@ impl Place {
     /// The edge's devices that lead to the hub.
     pub(crate) fn devices(self) -> Vec<&'static str> {
         match self {
-            Self::Links(_) => LINKS.iter().map(|(name, ..)| *name).collect(),
+            Self::Links(world) => world.air.links().iter().map(|(name, ..)| *name).collect(),
             Self::Cable => vec![veth::DEVICE],
         }
     }
@@ -107,6 +107,14 @@ impl Run {
             ground,
             begun,
         })
+    }
+
+    /// Hub and edge of somebody else on the same links, connected.
+    ///
+    /// # Errors
+    /// When they do not come up.
+    pub(crate) fn beside(&self, place: Place, contender: Contender) -> Result<[Child; 2]> {
+        connected(&self.ground, contender.roles(&place.devices())?, 1).with_context(|| contender.name())
     }
 
     /// Does something to a link.

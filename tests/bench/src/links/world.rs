@@ -29,12 +29,46 @@ pub(crate) enum Air {
         trace: u64,
         lossy: bool,
     },
+    /// One link alone, 20 Mbit/s with 40 ms round trip, which somebody else uses too.
+    Shared {
+        queue: Queueing,
+    },
 }
 
+/// What a router before a link keeps, in products of the link's rate and round trip.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Queueing {
+    Half,
+    One,
+    Four,
+}
+
+/// The link of [`Air::Shared`].
+const SHARED: (&str, u64, u64) = (LINKS[0].0, 20_000_000, 20);
+
 impl Air {
+    /// The edge's uplinks.
+    pub(crate) fn links(self) -> &'static [(&'static str, u64, u64)] {
+        match self {
+            Self::Shared { .. } => &[SHARED],
+            _ => &LINKS,
+        }
+    }
+
+    /// What the queue before each link holds, ns.
+    fn queue(self) -> u64 {
+        let round_trip = 2 * SHARED.2 * MS;
+        match self {
+            Self::Shared { queue: Queueing::Half } => round_trip / 2,
+            Self::Shared { queue: Queueing::One } => round_trip,
+            Self::Shared { queue: Queueing::Four } => 4 * round_trip,
+            _ => 100 * MS,
+        }
+    }
+
     pub(crate) fn losses(self) -> [f64; 3] {
         match self {
-            Self::Clean | Self::Lte { lossy: false, .. } => [0.0; 3],
+            Self::Clean | Self::Lte { lossy: false, .. } | Self::Shared { .. } => [0.0; 3],
             Self::Lossy | Self::Bursts => [0.05, 0.02, 0.08],
             Self::Heavy => [0.2, 0.1, 0.2],
             Self::Lte { lossy: true, .. } => [0.01, 0.05, 0.05],
@@ -49,6 +83,9 @@ impl Air {
             Self::Heavy => "20/10/20 % loss",
             Self::Lte { lossy: false, .. } => "LTE",
             Self::Lte { lossy: true, .. } => "LTE, 1/5/5 % loss",
+            Self::Shared { queue: Queueing::Half } => "one link, buffer 0.5 BDP",
+            Self::Shared { queue: Queueing::One } => "one link, buffer 1 BDP",
+            Self::Shared { queue: Queueing::Four } => "one link, buffer 4 BDP",
         }
     }
 }
@@ -60,7 +97,7 @@ pub(crate) enum Way {
     Down,
 }
 
-/// Three uplinks.
+/// The edge's uplinks: three, but for [`Air::Shared`].
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) struct World {
     pub(crate) air: Air,
@@ -77,7 +114,7 @@ impl World {
     fn rate(self, link: usize, way: Way) -> Rate {
         let scaled = |bits: u64| (bits as f64 * self.scale) as u64;
         let Air::Lte { trace, .. } = self.air else {
-            return Rate::Fixed(scaled(LINKS[link].1));
+            return Rate::Fixed(scaled(self.air.links()[link].1));
         };
         let (factor, number) = match way {
             Way::Up => (1, 0),
@@ -94,8 +131,8 @@ impl World {
         let loss = self.air.losses()[link];
         DirectionSpec {
             rate: self.rate(link, way),
-            queue: Queue::Time(100 * MS),
-            delay: LINKS[link].2 * MS,
+            queue: Queue::Time(self.air.queue()),
+            delay: self.air.links()[link].2 * MS,
             loss: match self.air {
                 _ if loss == 0.0 => Loss::None,
                 Air::Bursts => Loss::in_bursts(loss, 4.0),
@@ -107,7 +144,7 @@ impl World {
 
     /// For linkem; the edge's owner gave each uplink its rule.
     pub(crate) fn scenario(self) -> Scenario {
-        let links = LINKS.iter().enumerate().map(|(at, (name, ..))| LinkSpec {
+        let links = self.air.links().iter().enumerate().map(|(at, (name, ..))| LinkSpec {
             name: (*name).to_owned(),
             up: self.direction(at, Way::Up),
             down: self.direction(at, Way::Down),
@@ -140,7 +177,8 @@ impl World {
 
     /// The same of all.
     pub(crate) fn limit(self, way: Way, window: (u64, u64)) -> f64 {
-        (0..LINKS.len()).map(|link| self.link_limit(link, way, window)).sum()
+        let links = 0..self.air.links().len();
+        links.map(|link| self.link_limit(link, way, window)).sum()
     }
 }
 
@@ -199,6 +237,7 @@ mod tests {
             Air::Bursts,
             Air::Heavy,
             Air::Lte { trace: 1, lossy: true },
+            Air::Shared { queue: Queueing::Half },
         ] {
             World::new(air, 1).scenario().validate().unwrap();
         }

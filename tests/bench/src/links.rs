@@ -28,6 +28,8 @@ mod veth;
 mod wireguard;
 mod world;
 
+use std::time::Instant;
+
 use anyhow::Result;
 use clap::ValueEnum;
 
@@ -62,6 +64,7 @@ pub(crate) enum Scenario {
 pub(crate) fn run(plan: &Plan, only: &[Scenario], figures: &mut Figures) -> Result<()> {
     let all = Scenario::value_variants();
     for scenario in all.iter().filter(|scenario| only.is_empty() || only.contains(scenario)) {
+        let begun = Instant::now();
         match scenario {
             Scenario::S1 => bulk::aggregate(plan, figures, (Air::Clean, 97.0))?,
             Scenario::S2 => {
@@ -81,6 +84,7 @@ pub(crate) fn run(plan: &Plan, only: &[Scenario], figures: &mut Figures) -> Resu
             Scenario::S9 => idle::cost(plan, figures)?,
             Scenario::Fair => fair::shares(&plan.of_traces(), figures)?,
         }
+        eprintln!("  {scenario:?} took {:.0} s", begun.elapsed().as_secs_f64());
     }
     Ok(())
 }

@@ -22,7 +22,7 @@ use crate::api::{self, LIMIT, Pods, names};
 use crate::elf;
 use crate::proc::Sampler;
 use crate::raw::Raw;
-use crate::scale::Above;
+use crate::scale::{self, Above};
 use crate::table::{Gate, Row, Rows, Samples, megabytes_a_day};
 use crate::traffic::Traffic;
 use crate::world;
@@ -70,7 +70,7 @@ impl Extent {
                 reconnects: 10,
                 kills: 5,
                 cpu: seconds(60),
-                idle: seconds(60),
+                idle: seconds(scale::IDLE),
                 settle: seconds(15),
             }
         }

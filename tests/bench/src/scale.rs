@@ -89,8 +89,8 @@ impl Plan {
         let (idle, settle) = match above {
             _ if self.quick => (20, 5),
             // All that an edge's return makes the hub write takes its time with ten thousand of them.
-            Above::Recorded => (60, 60),
-            Above::KubeApiserver | Above::Embedded => (60, 20),
+            Above::Recorded => (IDLE, 60),
+            Above::KubeApiserver | Above::Embedded => (IDLE, 20),
         };
         let edges = self.edges.unwrap_or_else(|| above.edges(self.quick));
         Extent {
@@ -104,6 +104,9 @@ impl Plan {
         }
     }
 }
+
+/// Seconds in which all that an idle session says from time to time is said once: marks, and a node's status.
+pub(crate) const IDLE: u64 = 300;
 
 /// How much of everything.
 #[derive(Debug, Clone, Copy)]

@@ -50,7 +50,7 @@ pub(crate) fn shares(plan: &Plan, figures: &mut Figures) -> Result<()> {
             let mut world = plan.world(air);
             world.seed += number as u64;
             let place = (Place::Links(world), Contender::Kedge);
-            let measured = measure(place, plan.tries, |run| halves(run, world, plan.bulk_seconds))?;
+            let measured = measure(place, plan.tries, |run| halves(run, world, plan.shared_seconds))?;
             for (samples, half) in samples.iter_mut().zip(measured.value) {
                 samples.push(half);
             }

@@ -160,7 +160,11 @@ pub(crate) fn deaths_of_links(plan: &Plan, figures: &mut Figures) -> Result<()> 
     };
     for load in plan.loads.iter().copied() {
         let batch = Batch { load, ..batch };
-        one_kind(plan, figures, batch, (&[0, 1, 2], plan.black_holes))?;
+        let silent = match load {
+            Load::Ordered => plan.black_holes,
+            Load::Realtime | Load::Datagrams => plan.black_holes.div_ceil(2),
+        };
+        one_kind(plan, figures, batch, (&[0, 1, 2], silent))?;
         for (at, death) in [Death::SilentUp, Death::SilentDown, Death::Down]
             .into_iter()
             .enumerate()

@@ -23,12 +23,13 @@ pub(crate) struct Plan {
     pub(crate) trace_seconds: f64,
     pub(crate) control_seconds: f64,
     pub(crate) compared_seconds: f64,
+    pub(crate) shared_seconds: f64,
     pub(crate) idle_seconds: f64,
     pub(crate) cable_seconds: f64,
     /// S4: under which loads, and for how long a link is dead, and as long watched after its return.
     pub(crate) loads: Vec<Load>,
     pub(crate) dead_seconds: f64,
-    /// Deaths of each link, and of each other kind.
+    /// Silent deaths of each link under a load in order (half as many under others), and deaths of each other kind.
     pub(crate) black_holes: usize,
     pub(crate) other_deaths: usize,
     /// S5, and whether beside bulk.
@@ -58,9 +59,10 @@ impl Plan {
             bulk_seconds: 30.0,
             trace_seconds: 60.0,
             control_seconds: 120.0,
-            compared_seconds: 60.0,
+            compared_seconds: 40.0,
+            shared_seconds: 15.0,
             idle_seconds: 600.0,
-            cable_seconds: 20.0,
+            cable_seconds: 10.0,
             black_holes: 20,
             other_deaths: 5,
             conditions: conditions
@@ -82,6 +84,7 @@ impl Plan {
             trace_seconds: 15.0,
             control_seconds: 15.0,
             compared_seconds: 15.0,
+            shared_seconds: 10.0,
             idle_seconds: 40.0,
             cable_seconds: 6.0,
             black_holes: 2,

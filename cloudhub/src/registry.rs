@@ -28,7 +28,7 @@ use crate::lineage::{self, Points};
 pub use kept::{EDGE_LABEL, Node, Pod};
 
 use kept::desired;
-use list_watch::{Change, Target, version};
+use list_watch::{Change, Taker, Target, version};
 use view::{ApiIdentity, Desired, Kind, NodeView, ObjectKey};
 
 /// A hub above a cluster adds a point to the lineage this often: 24 writes a day, and a backup from an hour ago is known.
@@ -60,7 +60,9 @@ struct State {
     pod_lists: u64,
     /// Nodes whose pods are kept.
     served: HashSet<String>,
-    /// Nodes whose pods are in the last list of pods: those that were served when it was taken in.
+    /// Nodes whose pods are kept of the list of pods that is under way: those that were served when it began.
+    listing: HashSet<String>,
+    /// The same of the last list of pods.
     listed: HashSet<String>,
     views: HashMap<String, watch::Sender<Arc<NodeView>>>,
 }
@@ -287,7 +289,7 @@ impl Registry {
             tokio::select! {
                 biased;
                 () = self.list_pods.notified() => {}
-                () = list_watch::run(&self.api, &target, |change| self.take(Kind::Pod, change)) => {}
+                () = list_watch::run(&self.api, &target, Pods(self)) => {}
             }
         }
     }
@@ -411,7 +413,33 @@ impl Registry {
     }
 }
 
+/// The watch on pods: of a list only those of served nodes are kept.
+struct Pods<'a>(&'a Registry);
+
+impl Taker for Pods<'_> {
+    fn begins(&self) {
+        self.0.lock().begin_list_of_pods();
+    }
+
+    fn wants(&self, pod: &Value) -> bool {
+        self.0.lock().listing.contains(node_of(pod))
+    }
+
+    fn take(&self, change: Change) {
+        self.0.take(Kind::Pod, change);
+    }
+}
+
+fn node_of(pod: &Value) -> &str {
+    pod["spec"]["nodeName"].as_str().unwrap_or_default()
+}
+
 impl State {
+    /// A node that becomes served from now on waits for the next list: its pods may be on pages of this one that are dropped already.
+    fn begin_list_of_pods(&mut self) {
+        self.listing.clone_from(&self.served);
+    }
+
     /// All of a kind anew; returns the nodes whose view may differ.
     fn replace(&mut self, kind: Kind, items: Vec<Value>, rv: u64) -> BTreeSet<String> {
         if self.marks.get(&kind).is_some_and(|have| rv < *have) {
@@ -424,7 +452,7 @@ impl State {
             Kind::Pod => {
                 // Those whose last pod is gone are among the served.
                 self.pods.clear();
-                self.listed.clone_from(&self.served);
+                self.listed = std::mem::take(&mut self.listing);
                 self.pod_lists += 1;
             }
             Kind::Node => self.nodes.clear(),
@@ -457,7 +485,7 @@ impl State {
         let (name, namespace) = (text("name"), text("namespace"));
         match kind {
             Kind::Pod => {
-                let node = object["spec"]["nodeName"].as_str().unwrap_or_default().to_owned();
+                let node = node_of(&object).to_owned();
                 if !self.served.contains(&node) {
                     return BTreeSet::new();
                 }
@@ -485,7 +513,7 @@ impl State {
         let text = |field: &str| object["metadata"][field].as_str().unwrap_or_default().to_owned();
         match kind {
             Kind::Pod => {
-                let node = object["spec"]["nodeName"].as_str().unwrap_or_default().to_owned();
+                let node = node_of(object).to_owned();
                 let Some(pods) = self.pods.get_mut(&node) else {
                     return BTreeSet::new();
                 };

@@ -32,6 +32,24 @@ pub enum Change {
     Refused(u16),
 }
 
+/// Who is told of the changes.
+pub trait Taker {
+    /// A list begins: what was told of one that broke off does not count.
+    fn begins(&self) {}
+    /// Whether an object of a list is to be kept until the list is whole. A cluster's pods are more than a hub has room for.
+    fn wants(&self, _object: &Value) -> bool {
+        true
+    }
+    /// Sees every change in order.
+    fn take(&self, change: Change);
+}
+
+impl<F: Fn(Change)> Taker for F {
+    fn take(&self, change: Change) {
+        self(change);
+    }
+}
+
 /// What to list and watch, and as whom.
 #[derive(Debug, Clone)]
 pub struct Target {
@@ -58,20 +76,21 @@ impl Target {
     }
 }
 
-/// Runs until it is dropped; `report` sees every change in order.
-pub async fn run(api: &KubeApi, target: &Target, mut report: impl FnMut(Change)) {
+/// Runs until it is dropped. A hub has thousands of these, which wait for the next event nearly always: what lists and connects is not part of
+/// what they keep.
+pub async fn run(api: &KubeApi, target: &Target, taker: impl Taker) {
     let mut backoff = BACKOFF_MIN;
     loop {
-        match list(api, target).await {
+        match Box::pin(list(api, target, &taker)).await {
             Ok((items, rv)) => {
                 backoff = BACKOFF_MIN;
-                report(Change::List(items, rv));
-                let error = watch(api, target, rv, &mut report).await;
+                taker.take(Change::List(items, rv));
+                let error = watch(api, target, rv, &taker).await;
                 tracing::debug!(path = target.path, fields = target.fields, error, "listing again");
             }
             Err(error) => {
                 if let Some(code) = error.code() {
-                    report(Change::Refused(code));
+                    taker.take(Change::Refused(code));
                 }
                 tracing::debug!(path = target.path, fields = target.fields, %error, "list failed");
             }
@@ -82,7 +101,8 @@ pub async fn run(api: &KubeApi, target: &Target, mut report: impl FnMut(Change))
     }
 }
 
-async fn list(api: &KubeApi, target: &Target) -> Result<(Vec<Value>, u64), ApiError> {
+async fn list(api: &KubeApi, target: &Target, taker: &impl Taker) -> Result<(Vec<Value>, u64), ApiError> {
+    taker.begins();
     let mut items = Vec::new();
     let mut next = String::new();
     loop {
@@ -90,7 +110,7 @@ async fn list(api: &KubeApi, target: &Target) -> Result<(Vec<Value>, u64), ApiEr
             .get(target.who(), &target.url(&format!("limit={PAGE}&continue={next}")))
             .await?;
         if let Some(Value::Array(found)) = page.get_mut("items").map(Value::take) {
-            items.extend(found);
+            items.extend(found.into_iter().filter(|item| taker.wants(item)));
         }
         match page["metadata"]["continue"].as_str() {
             Some(token) if !token.is_empty() => token.clone_into(&mut next),
@@ -100,12 +120,12 @@ async fn list(api: &KubeApi, target: &Target) -> Result<(Vec<Value>, u64), ApiEr
 }
 
 /// Watches until the API cannot go on from where the watch is; returns why.
-async fn watch(api: &KubeApi, target: &Target, mut rv: u64, report: &mut impl FnMut(Change)) -> String {
+async fn watch(api: &KubeApi, target: &Target, mut rv: u64, taker: &impl Taker) -> String {
     loop {
         let url = target.url(&format!(
             "watch=true&allowWatchBookmarks=true&timeoutSeconds={WATCH_SECONDS}&resourceVersion={rv}"
         ));
-        let mut events = match api.watch(target.who(), &url).await {
+        let mut events = match Box::pin(api.watch(target.who(), &url)).await {
             Ok(events) => events,
             Err(error) => return error.to_string(),
         };
@@ -121,15 +141,15 @@ async fn watch(api: &KubeApi, target: &Target, mut rv: u64, report: &mut impl Fn
                 Some("ERROR") => return object["message"].to_string(),
                 Some("BOOKMARK") => {
                     rv = version(&object);
-                    report(Change::Bookmark(rv));
+                    taker.take(Change::Bookmark(rv));
                 }
                 Some("DELETED") => {
                     rv = version(&object);
-                    report(Change::Delete(object));
+                    taker.take(Change::Delete(object));
                 }
                 _ => {
                     rv = version(&object);
-                    report(Change::Apply(object));
+                    taker.take(Change::Apply(object));
                 }
             }
         }

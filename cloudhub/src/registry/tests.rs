@@ -20,6 +20,12 @@ fn state() -> State {
     state
 }
 
+/// A list of all pods that begins and ends now.
+fn list_pods(state: &mut State, items: Vec<Value>, rv: u64) {
+    state.begin_list_of_pods();
+    state.replace(Kind::Pod, items, rv);
+}
+
 #[test]
 fn a_status_write_does_not_change_what_goes_down() {
     let mut changed = pod("a", "n", 9);
@@ -34,7 +40,7 @@ fn a_status_write_does_not_change_what_goes_down() {
 #[test]
 fn a_view_waits_for_what_its_pods_name_and_pods_of_others_are_dropped() {
     let mut state = state();
-    state.replace(Kind::Pod, vec![pod("a", "n", 2), pod("b", "other", 2)], 2);
+    list_pods(&mut state, vec![pod("a", "n", 2), pod("b", "other", 2)], 2);
     assert!(state.assemble("n").is_none());
     let key = ObjectKey {
         kind: Kind::ConfigMap,
@@ -78,20 +84,39 @@ async fn a_change_wakes_its_own_node_and_no_other() {
 fn a_node_that_is_served_after_the_list_of_pods_waits_for_the_next_list() {
     let mut state = state();
     state.served.clear();
-    state.replace(Kind::Pod, vec![pod("a", "n", 2)], 2);
+    list_pods(&mut state, vec![pod("a", "n", 2)], 2);
     state.served.insert("n".into());
     assert!(state.assemble("n").is_none(), "its pods were dropped from that list");
-    state.replace(Kind::Pod, Vec::new(), 3);
+    list_pods(&mut state, Vec::new(), 3);
     assert!(state.assemble("n").is_some());
+}
+
+#[tokio::test]
+async fn a_node_that_is_served_while_pods_are_listed_waits_for_the_next_list() {
+    let api = KubeApi::new(kube::Config::new(http::Uri::from_static("http://127.0.0.1:1"))).unwrap();
+    let registry = Registry::new(api, Points::ByHub);
+    *registry.lock() = state();
+    let (pods, [mine, late]) = (Pods(&registry), [pod("a", "n", 2), pod("b", "late", 2)]);
+    pods.begins();
+    assert!(pods.wants(&mine) && !pods.wants(&late));
+    registry.lock().served.insert("late".into());
+    assert!(!pods.wants(&late), "its first page has gone by");
+    pods.take(Change::List(vec![mine], 2));
+    let missing = registry.lock().assemble("late");
+    assert!(missing.is_none(), "it would be proof that its pod is gone: {missing:?}");
+    pods.begins();
+    assert!(pods.wants(&late));
+    pods.take(Change::List(vec![pod("a", "n", 2)], 3));
+    assert!(registry.lock().assemble("late").is_some());
 }
 
 #[test]
 fn a_list_that_is_older_starts_a_new_era() {
     let mut state = state();
-    state.replace(Kind::Pod, Vec::new(), 10);
-    state.replace(Kind::Pod, Vec::new(), 12);
+    list_pods(&mut state, Vec::new(), 10);
+    list_pods(&mut state, Vec::new(), 12);
     assert_eq!(state.era, 0);
-    state.replace(Kind::Pod, Vec::new(), 5);
+    list_pods(&mut state, Vec::new(), 5);
     assert_eq!(state.era, 1);
     assert!(state.assemble("n").is_none(), "the other kinds are listed anew first");
 }

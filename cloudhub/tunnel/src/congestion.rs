@@ -10,7 +10,7 @@
 //! - *window* = rate × base × gain / (1 - loss) + a few packets; gain 2.5 until three rounds bring less than 25 %, then 1.2, every eighth
 //!   round 1.5. What is beyond rate × base is at most 25 ms of queue
 //! - *loss* as such changes nothing but the divisor. Loss beyond the usual while the round trip has risen is a full buffer: a ceiling
-//!   comes down to 0.8 of what was in flight, and rises again
+//!   comes down to 0.7 of what was in flight, and rises again as CUBIC's window does (RFC 9438), which may be the neighbour's
 //!
 //! On failure: silence changes nothing; what comes after it is judged as a new round.
 
@@ -48,6 +48,14 @@ const DRAIN_PAUSE: Duration = Duration::from_secs(1);
 const DRAIN_PACKETS: u32 = 6;
 /// Drains in a row, each of which found a much lower base.
 const MAX_DRAINS: u32 = 4;
+/// What is left of the window when a buffer was full, and how fast it comes back: RFC 9438's β and C (packets a second³), or by so many
+/// packets a round where that is faster; by packets and not by shares, so that the smaller of two gains on the larger.
+const FULL_LEAVES: f64 = 0.7;
+const CUBIC: f64 = 0.4;
+const RENO: f64 = 2.0;
+/// No round trip counts as shorter: so long two processes take to be woken, to read and to answer, and what is in flight meanwhile is no
+/// queue. On a cable the product would be a dozen packets, which are sent, and waited for, again and again.
+const LEAST_BASE: f64 = 0.002;
 /// Share of loss that is believed.
 const MAX_LOSS: f64 = 0.5;
 
@@ -105,6 +113,51 @@ impl Round {
     }
 }
 
+/// The most that may be in flight since a buffer was full, in bytes.
+#[derive(Debug, Clone, Copy)]
+struct Ceiling {
+    now: f64,
+    /// When it came down, from where, and the least that it has reached since.
+    at: Duration,
+    before: f64,
+    reno: f64,
+}
+
+impl Ceiling {
+    const NONE: Self = Self {
+        now: f64::INFINITY,
+        at: Duration::ZERO,
+        before: f64::INFINITY,
+        reno: f64::INFINITY,
+    };
+
+    /// A buffer was full with `window` bytes in flight; `least` remains.
+    fn lower(&mut self, now: Duration, window: f64, least: f64) {
+        let window = window.min(self.now);
+        // Who has less than last time makes room for somebody new.
+        self.before = if window < self.before && self.before.is_finite() {
+            window * (1.0 + FULL_LEAVES) / 2.0
+        } else {
+            window
+        };
+        self.at = now;
+        self.now = (window * FULL_LEAVES).max(least);
+        self.reno = self.now;
+    }
+
+    /// A round without a full buffer has ended.
+    fn rise(&mut self, now: Duration, packet: f64) {
+        if self.now.is_infinite() {
+            return;
+        }
+        self.reno += RENO * packet;
+        let before = self.before / packet;
+        let back = (before * (1.0 - FULL_LEAVES) / CUBIC).cbrt();
+        let cubic = CUBIC * (now.saturating_sub(self.at).as_secs_f64() - back).powi(3) + before;
+        self.now = self.now.max(self.reno).max(cubic * packet);
+    }
+}
+
 /// The controller's state.
 #[derive(Debug, Clone)]
 pub struct Congestion {
@@ -124,8 +177,8 @@ pub struct Congestion {
     risen: u32,
     drained_at: Duration,
     drains: u32,
-    /// What the last full buffer taught, bytes.
-    ceiling: f64,
+    /// What the last full buffer taught.
+    ceiling: Ceiling,
     window: f64,
 }
 
@@ -148,7 +201,7 @@ impl Congestion {
             risen: 0,
             drained_at: now,
             drains: 0,
-            ceiling: f64::INFINITY,
+            ceiling: Ceiling::NONE,
             window: f64::from(mtu) * INITIAL_PACKETS,
         }
     }
@@ -210,8 +263,9 @@ impl Congestion {
     }
 
     /// Bytes were lost, sent at `sent_at`; `outage`: so many that it was silence and no loss.
-    pub fn on_loss(&mut self, bytes: u64, outage: bool) {
-        if !outage {
+    pub fn on_loss(&mut self, bytes: u64, sent_at: Duration, outage: bool) {
+        // What was on its way when a buffer was found full is part of that lesson, and no other.
+        if !outage && sent_at >= self.ceiling.at {
             self.round.lost += bytes;
         }
     }
@@ -278,7 +332,7 @@ impl Congestion {
             self.samples.push_back(sample);
             self.rate = self.samples.iter().copied().fold(0.0, f64::max);
         }
-        self.judge_loss(&round);
+        self.judge_loss(now, &round);
         self.judge_queue(now, &round, limited);
         if self.phase == Phase::Startup && !limited {
             self.flat = if self.rate < before * 1.25 { self.flat + 1 } else { 0 };
@@ -293,24 +347,23 @@ impl Congestion {
     }
 
     /// Usual loss is learnt; unusual loss with a queue is a full buffer.
-    fn judge_loss(&mut self, round: &Round) {
+    fn judge_loss(&mut self, now: Duration, round: &Round) {
         let total = (round.bytes + round.lost) as f64;
         let share = round.lost as f64 / total.max(1.0);
         let queued = self.queue(round) > (self.base * 3 / 10).max(Duration::from_millis(4));
         let full = queued && share > self.loss * 2.0 + 0.02 && round.lost as f64 >= 2.0 * self.mtu && self.rounds > 4;
         if full {
             let in_flight = self.rate * self.base.as_secs_f64();
-            self.ceiling = (self.window.min(self.ceiling) * 0.8).max(in_flight * 0.5);
+            self.ceiling.lower(now, self.window, in_flight * 0.5);
             if self.phase == Phase::Startup {
                 self.flat = 3;
             }
         } else {
-            // By packets and not by shares, so that the smaller of two gains on the larger.
-            self.ceiling += 2.0 * self.mtu;
+            self.ceiling.rise(now, self.mtu);
         }
-        if share < 0.9 {
-            // What a queue has to do with is hardly learnt: else a full buffer would soon be usual.
-            let weight = match (self.rounds, queued) {
+        if share < 0.9 && !full {
+            // More than usual that a queue has to do with is hardly learnt: else a full buffer would soon be usual.
+            let weight = match (self.rounds, queued && share > self.loss) {
                 (..8, _) => 0.4,
                 (_, false) => 0.1,
                 (_, true) => 0.02,
@@ -343,7 +396,7 @@ impl Congestion {
         if self.rate == 0.0 || self.base == Duration::MAX {
             return;
         }
-        let (base, least) = (self.base.as_secs_f64(), self.mtu * MIN_PACKETS);
+        let (base, least) = (self.base.as_secs_f64().max(LEAST_BASE), self.mtu * MIN_PACKETS);
         let product = self.rate * base;
         let (gain, queue) = match self.phase {
             Phase::Drain { .. } => {
@@ -353,7 +406,7 @@ impl Congestion {
             Phase::Startup => {
                 // Also before the rate has followed, the window never shrinks here.
                 let wanted = product * STARTUP_GAIN + EXTRA_PACKETS * self.mtu;
-                self.window = self.window.max(wanted).min(self.ceiling.max(least));
+                self.window = self.window.max(wanted).min(self.ceiling.now.max(least));
                 return;
             }
             Phase::Cruise if self.rounds.is_multiple_of(PROBE_EVERY) => (PROBE_GAIN, MAX_PROBE_QUEUE),
@@ -362,10 +415,13 @@ impl Congestion {
         let extra = (EXTRA_PACKETS * self.mtu).min((self.rate * EXTRA_TIME).max(2.0 * self.mtu));
         let beyond = (product * (gain - 1.0) + extra).min((self.rate * queue).max(2.0 * self.mtu));
         let wanted = (product + beyond) / (1.0 - self.loss);
-        self.window = wanted.min(self.ceiling).max(least);
+        self.window = wanted.min(self.ceiling.now).max(least);
         // A ceiling far above teaches nothing.
-        if self.ceiling > 2.0 * wanted {
-            self.ceiling = f64::INFINITY;
+        if self.ceiling.now > 2.0 * wanted {
+            self.ceiling = Ceiling {
+                at: self.ceiling.at,
+                ..Ceiling::NONE
+            };
         }
     }
 }

@@ -144,8 +144,9 @@ impl Controller for Adapter {
         self.tell(in_flight);
     }
 
-    fn on_congestion_event(&mut self, _now: Instant, _sent: Instant, is_persistent_congestion: bool, lost_bytes: u64) {
-        self.congestion.on_loss(lost_bytes, is_persistent_congestion);
+    fn on_congestion_event(&mut self, _now: Instant, sent: Instant, is_persistent_congestion: bool, lost_bytes: u64) {
+        let sent_at = sent.saturating_duration_since(self.origin);
+        self.congestion.on_loss(lost_bytes, sent_at, is_persistent_congestion);
         let in_flight = self.told.0.in_flight.load(Ordering::Relaxed);
         self.tell(in_flight.saturating_sub(lost_bytes));
     }

@@ -6,7 +6,7 @@ use std::collections::BinaryHeap;
 use std::time::Duration;
 
 use linkem::{DelayStep, Direction, DirectionSpec, Fate, Loss, Queue, Rate, RateStep};
-use tunnel::congestion::Congestion;
+use tunnel::congestion::{Ack, Congestion};
 
 use crate::cubic::Cubic;
 use crate::transport::{Controller, Receiver, Room, Sender};
@@ -317,6 +317,42 @@ fn a_full_buffer_reduces_what_is_in_flight() {
         lost * 100.0
     );
     assert!(lost <= 0.03, "{lost}");
+}
+
+#[test]
+fn what_a_start_drops_is_not_taken_for_usual() {
+    // 20 Mbit/s in packets of 1250 bytes, 100 in 50 ms.
+    let mut ours = Congestion::new(Duration::ZERO, 1250);
+    let mut now = ms(100);
+    // 50 ms, in whose middle some are lost.
+    let mut pass = |ours: &mut Congestion, (rtt, backlogged): (u64, bool), (lost, sent_ago): (u64, u64)| {
+        for packet in 0..100 {
+            now += Duration::from_micros(500);
+            let sent_at = now - ms(rtt);
+            ours.on_ack(&Ack {
+                now,
+                sent_at,
+                bytes: 1250,
+                rtt: ms(rtt),
+                backlogged,
+            });
+            if packet == 50 {
+                ours.on_loss(1250 * lost, now - ms(sent_ago), false);
+            }
+        }
+    };
+    (0..4).for_each(|_| pass(&mut ours, (40, false), (0, 0)));
+    // The buffer is full, and a third is lost; twice as much of what was sent then shows as lost when the queue has gone.
+    pass(&mut ours, (59, true), (0, 0));
+    pass(&mut ours, (59, true), (50, 20));
+    pass(&mut ours, (41, true), (0, 0));
+    pass(&mut ours, (41, true), (150, 120));
+    pass(&mut ours, (41, true), (0, 0));
+    let before = ours.window();
+    // Now a neighbour fills it: if such losses were usual, it would have no part of the link.
+    (0..5).for_each(|_| pass(&mut ours, (59, true), (8, 20)));
+    let after = ours.window();
+    assert!(after * 10 <= before * 8, "{before} bytes, then {after}");
 }
 
 #[test]

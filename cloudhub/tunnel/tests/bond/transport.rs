@@ -39,8 +39,8 @@ impl Controller for Congestion {
         Congestion::on_ack(self, ack);
     }
 
-    fn on_loss(&mut self, _now: Duration, _sent_at: Duration, bytes: u64, outage: bool) {
-        Congestion::on_loss(self, bytes, outage);
+    fn on_loss(&mut self, _now: Duration, sent_at: Duration, bytes: u64, outage: bool) {
+        Congestion::on_loss(self, bytes, sent_at, outage);
     }
 
     fn window(&self) -> u64 {

@@ -288,12 +288,12 @@ impl Bond {
     /// ECF: whether something of `queued` bytes that waits since `since` should not rather wait for the faster paths. What is little
     /// belongs to the fastest.
     fn is_worth(&mut self, draft: &Draft<'_>, priority: Priority, queued: usize, since: Duration) -> bool {
-        if !self.is_its_turn(draft.now, draft.at, priority, since) {
-            return false;
-        }
         if queued <= SMALL {
             // What a thin flow makes of the faster paths' rates says nothing of what they can.
             return self.is_eager(draft, priority, since, None);
+        }
+        if !self.is_its_turn(draft.now, draft.at, priority, since) {
+            return false;
         }
         let own = self.paths[draft.at].rtt.smoothed;
         let faster = self

@@ -20,6 +20,12 @@ fn state() -> State {
     state
 }
 
+/// Of an API that nobody asks.
+fn registry() -> Registry {
+    let config = kube::Config::new(http::Uri::from_static("http://127.0.0.1:1"));
+    Registry::new(KubeApi::new(config).expect("a client"), Points::ByHub)
+}
+
 /// A list of all pods that begins and ends now.
 fn list_pods(state: &mut State, items: Vec<Value>, rv: u64) {
     state.begin_list_of_pods();
@@ -60,8 +66,7 @@ fn a_view_waits_for_what_its_pods_name_and_pods_of_others_are_dropped() {
 
 #[tokio::test]
 async fn a_change_wakes_its_own_node_and_no_other() {
-    let api = KubeApi::new(kube::Config::new(http::Uri::from_static("http://127.0.0.1:1"))).unwrap();
-    let registry = Registry::new(api, Points::ByHub);
+    let registry = registry();
     let [mine, other] = ["n", "other"].map(|node| {
         let wake = Arc::new(Notify::new());
         registry.lock().served.insert(node.into());
@@ -93,8 +98,7 @@ fn a_node_that_is_served_after_the_list_of_pods_waits_for_the_next_list() {
 
 #[tokio::test]
 async fn a_node_that_is_served_while_pods_are_listed_waits_for_the_next_list() {
-    let api = KubeApi::new(kube::Config::new(http::Uri::from_static("http://127.0.0.1:1"))).unwrap();
-    let registry = Registry::new(api, Points::ByHub);
+    let registry = registry();
     *registry.lock() = state();
     let (pods, [mine, late]) = (Pods(&registry), [pod("a", "n", 2), pod("b", "late", 2)]);
     pods.begins();

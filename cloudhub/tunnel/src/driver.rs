@@ -15,6 +15,7 @@ mod packets;
 mod presence;
 pub(crate) mod stream;
 
+use std::cell::RefCell;
 use std::collections::{HashMap, VecDeque};
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -39,6 +40,11 @@ use crate::types::{CloseReason, Presence, Priority};
 const BATCH: usize = 32;
 /// What a timer of tokio may be early.
 const SLACK: Duration = Duration::from_millis(1);
+
+thread_local! {
+    /// Where a datagram is written before its size is known: what leaves this is one allocation.
+    static SCRATCH: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+}
 
 /// Who a path is.
 #[derive(Clone, Debug)]
@@ -267,17 +273,20 @@ impl Driver {
 
     fn pull(&self, id: PathId, path: &impl PathTransport) -> Option<Bytes> {
         let max = path.facts().max_datagram;
-        let mut datagram = Vec::new();
         let mut state = self.peek();
         state.bond.set_max_datagram(id, max);
-        let length = state.bond.poll_transmit(boottime(), id, max, &mut datagram);
+        let datagram = SCRATCH.with_borrow_mut(|scratch| {
+            scratch.clear();
+            let length = state.bond.poll_transmit(boottime(), id, max, scratch)?;
+            Some(Bytes::copy_from_slice(&scratch[..length]))
+        });
         let hint = state.hint(id);
         self.arm(&mut state);
         self.offer_room(&mut state);
         drop(state);
         path.hint(hint);
         self.room.notify_waiters();
-        length.map(|_| Bytes::from(datagram))
+        datagram
     }
 
     /// Puts in.
@@ -288,18 +297,14 @@ impl Driver {
                 Err(reason) => return reason,
             };
             let mut state = self.change();
-            for _ in 0..BATCH {
+            for left in (0..=BATCH).rev() {
                 let Some(datagram) = next else { break };
                 if let Err(violation) = state.bond.handle_input(boottime(), id, datagram) {
                     return broken(violation);
                 }
-                next = path.receive().now_or_never().and_then(Result::ok);
-            }
-            // The batch ends before the queue does: the rest must not be lost.
-            if let Some(datagram) = next
-                && let Err(violation) = state.bond.handle_input(boottime(), id, datagram)
-            {
-                return broken(violation);
+                // What was taken is put in, so the batch ends before the queue does.
+                let more = || path.receive().now_or_never().and_then(Result::ok);
+                next = (left > 0).then(more).flatten();
             }
         }
     }

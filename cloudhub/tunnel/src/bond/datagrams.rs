@@ -117,8 +117,11 @@ impl Datagrams {
             counted: now,
         }));
         let number = self.base + self.kept.len() as u64 - 1;
-        self.resend[priority.index()].insert(number);
-        self.piece(number, room)
+        let piece = self.piece(number, room);
+        if self.get(number).is_some_and(|kept| kept.resend != 0) {
+            self.resend[priority.index()].insert(number);
+        }
+        piece
     }
 
     fn first_repair(&self, of: Carries) -> Option<u64> {

@@ -1,7 +1,7 @@
 //! Messages: from a bounded queue a priority, in one piece or many, over one path or several, until the peer has them.
 //!
-//! - small ones ([`SMALL`]) in as many copies as asked, each over a path of its own; without an answer another copy follows at
-//!   1.25 round trips of the fastest path, over the next one
+//! - small ones ([`SMALL`]) in as many copies as asked, each over a path of its own; where paths lose much, the fastest carries its copy
+//!   again a little later. Without an answer another copy follows at 1.25 round trips of the fastest path, over the next one
 //! - larger ones once, in pieces over the paths that suit; what is unanswered after 1.5 round trips goes again
 //! - at the receiver a message's number says whether it was delivered; what is incomplete waits within a budget
 //!
@@ -52,6 +52,9 @@ struct Pass {
     next: u64,
     /// All of it was sent, and nothing of it was lost.
     flying: bool,
+    /// How often, and when, it goes over the same path again.
+    again: u32,
+    again_at: Option<Duration>,
 }
 
 #[derive(Debug)]
@@ -93,6 +96,22 @@ impl Outgoing {
         }
     }
 
+    /// A path's copy, which is begun where there is none.
+    fn pass(&mut self, path: PathId, again: u32) -> &mut Pass {
+        let at = self.passes.iter().position(|pass| pass.path == path);
+        let at = at.unwrap_or_else(|| {
+            self.passes.push(Pass {
+                path,
+                next: 0,
+                flying: false,
+                again,
+                again_at: None,
+            });
+            self.passes.len() - 1
+        });
+        &mut self.passes[at]
+    }
+
     /// What this path should send of it.
     fn next_range(&self, path: PathId, room: u64) -> Option<Range<u64>> {
         let end = self.end();
@@ -128,6 +147,8 @@ pub(crate) struct Take {
     pub(crate) room: usize,
     /// How long to wait for an answer.
     pub(crate) interval: Duration,
+    /// How often a copy goes over this path again, and after how long.
+    pub(crate) again: (u32, Duration),
 }
 
 /// A piece of a message that arrived.
@@ -162,6 +183,8 @@ pub(crate) struct Outbox {
     /// Those of `active` that have something to send, a set a priority.
     wanting: [BTreeSet<u64>; 4],
     dues: BTreeSet<(Duration, u64)>,
+    /// Copies that go over their path again; those whose message has arrived meanwhile are passed over.
+    again: BTreeSet<(Duration, u64, PathId)>,
     next_id: u64,
     pub(crate) sent: u64,
     pub(crate) copies: u64,
@@ -268,6 +291,7 @@ impl Outbox {
             path,
             room,
             interval,
+            again: (again, gap),
         } = *wanted;
         let outgoing = self.active.get_mut(&id)?;
         let range = outgoing.next_range(path, room as u64)?;
@@ -276,13 +300,12 @@ impl Outbox {
                 self.copies += 1;
             }
             let flying = range.end >= outgoing.end();
-            match outgoing.passes.iter_mut().find(|pass| pass.path == path) {
-                Some(pass) => (pass.next, pass.flying) = (range.end, flying),
-                None => outgoing.passes.push(Pass {
-                    path,
-                    next: range.end,
-                    flying,
-                }),
+            let pass = outgoing.pass(path, again);
+            (pass.next, pass.flying) = (range.end, flying);
+            if flying && pass.again > 0 {
+                pass.again -= 1;
+                pass.again_at = Some(now + gap);
+                self.again.insert((now + gap, id, path));
             }
         } else {
             outgoing.resend.remove(&range);
@@ -375,8 +398,20 @@ impl Outbox {
         Ok(())
     }
 
-    /// Repeats what has waited too long for its answer.
+    /// Repeats what has waited too long for its answer, and what goes twice over its path.
     pub(crate) fn handle_timeout(&mut self, now: Duration) {
+        while let Some((due, id, path)) = self.again.first().copied()
+            && due <= now
+        {
+            self.again.pop_first();
+            let passes = self.active.get_mut(&id).map(|outgoing| outgoing.passes.iter_mut());
+            if let Some(pass) = passes.and_then(|mut passes| passes.find(|pass| pass.path == path))
+                && pass.again_at == Some(due)
+            {
+                (pass.next, pass.again_at) = (0, None);
+                self.note(id);
+            }
+        }
         while let Some((due, id)) = self.dues.first().copied()
             && due <= now
         {
@@ -399,7 +434,8 @@ impl Outbox {
     }
 
     pub(crate) fn timeout(&self) -> Option<Duration> {
-        self.dues.first().map(|(due, _)| *due)
+        let due = self.dues.first().map(|(due, _)| *due);
+        due.into_iter().chain(self.again.first().map(|(at, ..)| *at)).min()
     }
 }
 

@@ -72,6 +72,11 @@ const OVERSLEPT: Duration = Duration::from_millis(200);
 const SWEEP: Duration = Duration::from_secs(30);
 /// When something was declined, the paths are to be asked again after so long.
 const RECONSIDER: Duration = Duration::from_millis(4);
+/// Small messages that neither of the two best paths may bring, as a share: with more, the best carries another copy, at most so many.
+const FEW_LATE: f64 = 0.002;
+const MAX_AGAIN: u32 = 2;
+/// A quarter of its round trip lies between them, within these bounds: a burst of losses should have passed.
+const AGAIN_AFTER: (Duration, Duration) = (Duration::from_millis(2), Duration::from_millis(10));
 
 /// When small urgent and interactive messages go over several paths at once.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -520,6 +525,26 @@ impl Bond {
         } else {
             live.max(1)
         }
+    }
+
+    /// How often a path carries its copy of a small message again, and after how long. The best does, until few wait for the third best.
+    fn again(&self, at: usize, priority: Priority) -> (u32, Duration) {
+        let path = &self.paths[at];
+        let carrying = |other: usize| self.may_carry(other, priority);
+        let second = self.best(|other| other != at && carrying(other));
+        let (Some(second), true) = (second, self.copies(priority) > 1 && !path.policy.metered) else {
+            return (0, Duration::ZERO);
+        };
+        if self.best(carrying) != Some(at) {
+            return (0, Duration::ZERO);
+        }
+        let mut late = path.loss() * self.paths[second].loss();
+        let mut times = 0;
+        while late > FEW_LATE && times < MAX_AGAIN {
+            late *= path.loss();
+            times += 1;
+        }
+        (times, (path.rtt.smoothed / 4).clamp(AGAIN_AFTER.0, AGAIN_AFTER.1))
     }
 
     /// How long a small message waits for its answer before another copy goes.

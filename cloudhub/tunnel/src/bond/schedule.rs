@@ -384,6 +384,7 @@ impl Bond {
                 path: draft.id,
                 room: draft.room(MESSAGE_OVERHEAD),
                 interval,
+                again: self.again(draft.at, priority),
             };
             let Some(piece) = self.outbox.take(draft.now, &take) else {
                 continue;

@@ -201,9 +201,9 @@ fn echo(loss: [f64; 3], bulk: bool, duplication: Duplication, seed: u64) -> (Ech
 #[test]
 fn s5_a_control_message_is_as_fast_as_physics_allows() {
     let cases = [
-        ("5/2/8 %", LOSSY, false, Duplication::Full, 35.0),
-        ("5/2/8 % beside bulk", LOSSY, true, Duplication::Full, 50.0),
-        ("20/10/20 %", [0.2, 0.1, 0.2], false, Duplication::Full, 65.0),
+        ("5/2/8 %", LOSSY, false, Duplication::Full, 28.0),
+        ("5/2/8 % beside bulk", LOSSY, true, Duplication::Full, 40.0),
+        ("20/10/20 %", [0.2, 0.1, 0.2], false, Duplication::Full, 33.0),
         ("5/2/8 %, as asked", LOSSY, false, Duplication::AsAsked, 90.0),
         ("no loss, adaptive", [0.0; 3], false, Duplication::Adaptive, 35.0),
     ];

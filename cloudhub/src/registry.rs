@@ -1,7 +1,8 @@
 //! What each node should hold, from watches on the Kubernetes API.
 //!
-//! - one watch each on Pods, Nodes and RuntimeClasses, by the hub's own account; pods of other nodes are dropped
-//! - Secrets and ConfigMaps that an edge's pods name: one watch each by name, *as the node*
+//! - one watch each on Pods, Nodes and RuntimeClasses, by the hub's own account; pods of other nodes are dropped. The pods of a node that
+//!   joins are listed alone (`pods`)
+//! - Secrets and ConfigMaps that edges' pods name: one watch each by name, as a node; each node is asked about as itself (`named`)
 //! - the lineage of the API's database, read after each list of pods, before a view is made of it
 //! - [`Registry::view`]: per node the whole of what it should hold, published when it is complete
 //! - what the API says of pods' and nodes' status, for the writer ([`Registry::pod`], [`Registry::node`])
@@ -10,17 +11,18 @@
 
 mod kept;
 pub mod list_watch;
+mod named;
+mod pods;
 pub mod references;
 pub mod view;
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use relay::Lineage;
 use serde_json::Value;
 use tokio::sync::{Notify, watch};
-use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::Instant;
 
 use crate::kube_api::{As, KubeApi};
@@ -28,7 +30,9 @@ use crate::lineage::{self, Points};
 pub use kept::{EDGE_LABEL, Node, Pod};
 
 use kept::desired;
-use list_watch::{Change, Taker, Target, version};
+use list_watch::{Change, Target, version};
+use named::{Applicant, Named};
+use pods::{Gone, Listed};
 use view::{ApiIdentity, Desired, Kind, NodeView, ObjectKey};
 
 /// A hub above a cluster adds a point to the lineage this often: 24 writes a day, and a backup from an hour ago is known.
@@ -52,18 +56,25 @@ struct State {
     /// The highest resourceVersion that was seen, in any watch.
     revision: u64,
     lineage: Arc<Lineage>,
-    /// How many lists of pods there were when it was read.
+    /// What `lists` was when it was read.
     lineage_at: u64,
-    /// By node: what was read by name; `None` = it is not there.
-    named: HashMap<String, BTreeMap<ObjectKey, Option<Arc<Desired>>>>,
-    /// Lists of pods so far.
+    /// What is watched by name.
+    named: HashMap<ObjectKey, Named>,
+    /// Nodes that are to ask for what is watched as another, and all that are about to.
+    applicants: VecDeque<Applicant>,
+    applying: HashSet<(String, ObjectKey)>,
+    /// Lists of pods so far, of all or of one node's: each may show another state of the API's database.
+    lists: u64,
+    /// Lists of all pods so far.
     pod_lists: u64,
     /// Nodes whose pods are kept.
     served: HashSet<String>,
-    /// Nodes whose pods are kept of the list of pods that is under way: those that were served when it began.
-    listing: HashSet<String>,
-    /// The same of the last list of pods.
-    listed: HashSet<String>,
+    /// Nodes whose pods are kept of the list of all pods that is under way: those that were served when it began.
+    listing: Option<HashSet<String>>,
+    /// Nodes whose pods are known.
+    listed: HashMap<String, Listed>,
+    /// By node whose pods are being listed alone: what the watch says is deleted meanwhile.
+    gone: HashMap<String, Vec<Gone>>,
     views: HashMap<String, watch::Sender<Arc<NodeView>>>,
 }
 
@@ -76,8 +87,12 @@ pub struct Registry {
     changed: watch::Sender<u64>,
     /// Pods changed: for the by-name watches.
     repodded: Arc<Notify>,
-    /// A node became served: its pods were dropped so far.
+    /// There are [`State::applicants`].
+    applied: Arc<Notify>,
+    /// All pods are to be listed anew.
     list_pods: Arc<Notify>,
+    /// A node may have become served, whose pods were dropped so far.
+    newcomers: Arc<Notify>,
     /// Pods were listed: the API may be another state of itself.
     listed: Arc<Notify>,
     points: Points,
@@ -92,8 +107,10 @@ impl Registry {
             state: Arc::default(),
             changed: watch::Sender::new(0),
             repodded: Arc::default(),
-            list_pods: Arc::new(Notify::new()),
-            listed: Arc::new(Notify::new()),
+            applied: Arc::default(),
+            list_pods: Arc::default(),
+            newcomers: Arc::default(),
+            listed: Arc::default(),
         }
     }
 
@@ -140,7 +157,7 @@ impl Registry {
         state.publish(node);
         drop(state);
         if fresh {
-            self.list_pods.notify_one();
+            self.newcomers.notify_one();
         }
         self.changed.send_modify(|n| *n += 1);
         receiver
@@ -204,7 +221,9 @@ impl Registry {
                 self.watch_kind(Kind::Node, "/api/v1/nodes"),
                 self.watch_kind(Kind::RuntimeClass, "/apis/node.k8s.io/v1/runtimeclasses"),
                 self.watch_pods(),
+                self.list_newcomers(),
                 self.watch_named(),
+                self.admit_readers(),
             ) } => {}
         }
     }
@@ -233,7 +252,7 @@ impl Registry {
                 () = self.listed.notified() => {}
                 () = tokio::time::sleep_until(due), if known.number() > 0 && self.points == Points::ByHub => {}
             }
-            let lists = self.pod_lists();
+            let lists = self.lock().lists;
             let add = self.points == Points::ByHub && Instant::now() >= due;
             match lineage::read(&self.api, add).await {
                 Ok(lineage) if lineage.continues(&known) => {
@@ -260,10 +279,13 @@ impl Registry {
 
     fn take_lineage(&self, lineage: Arc<Lineage>, lists: u64) {
         let mut state = self.lock();
+        let grew = state.lineage != lineage;
+        let before = std::mem::replace(&mut state.lineage_at, lists);
         state.lineage = lineage;
-        state.lineage_at = lists;
-        for node in &state.served {
-            state.publish(node);
+        for (node, listed) in &state.listed {
+            if grew || listed.number > before {
+                state.publish(node);
+            }
         }
         drop(state);
         self.changed.send_modify(|n| *n += 1);
@@ -278,28 +300,10 @@ impl Registry {
         list_watch::run(&self.api, &target, |change| self.take(kind, change)).await;
     }
 
-    /// Lists pods again when a node becomes served.
-    async fn watch_pods(&self) {
-        let target = Target {
-            path: "/api/v1/pods".into(),
-            fields: "spec.nodeName!=".into(),
-            node: None,
-        };
-        loop {
-            tokio::select! {
-                biased;
-                () = self.list_pods.notified() => {}
-                () = list_watch::run(&self.api, &target, Pods(self)) => {}
-            }
-        }
-    }
-
     fn take(&self, kind: Kind, change: Change) {
         let mut state = self.lock();
         let served_before = state.served.len();
-        if kind == Kind::Pod && matches!(change, Change::List(..)) {
-            self.listed.notify_one();
-        }
+        let all_pods = kind == Kind::Pod && matches!(change, Change::List(..));
         // What is told of a kind as a whole is no news to who wants to know of one node.
         let is_news = matches!(kind, Kind::Pod | Kind::Node) && !matches!(change, Change::Bookmark(_));
         let dirty = match change {
@@ -324,7 +328,7 @@ impl Registry {
                 BTreeSet::new()
             }
         };
-        let more_served = state.served.len() > served_before;
+        let newcomers = all_pods || state.served.len() > served_before;
         for node in &dirty {
             state.publish(node);
             if let Some(wake) = state.wakes.get(node).filter(|_| is_news) {
@@ -336,110 +340,17 @@ impl Registry {
             self.repodded.notify_one();
         }
         drop(state);
-        if more_served {
-            self.list_pods.notify_one();
+        if all_pods {
+            self.listed.notify_one();
+        }
+        if newcomers {
+            self.newcomers.notify_one();
         }
         self.changed.send_modify(|n| *n += 1);
     }
-
-    /// Keeps one watch by name for each Secret and ConfigMap that a served node's pods name.
-    async fn watch_named(&self) {
-        let mut tasks = JoinSet::new();
-        let mut running: HashMap<String, HashMap<ObjectKey, AbortHandle>> = HashMap::new();
-        loop {
-            let repodded = std::mem::take(&mut self.lock().repodded);
-            for node in repodded {
-                let needed = self.lock().needed(&node);
-                let mut watches = running.remove(&node).unwrap_or_default();
-                watches.retain(|key, task| {
-                    let keep = needed.contains(key);
-                    if !keep {
-                        task.abort();
-                        self.forget(&node, key);
-                    }
-                    keep
-                });
-                for key in needed {
-                    watches
-                        .entry(key.clone())
-                        .or_insert_with(|| tasks.spawn(self.clone().watch_one(node.clone(), key)));
-                }
-                if !watches.is_empty() {
-                    running.insert(node, watches);
-                }
-            }
-            while tasks.try_join_next().is_some() {}
-            self.repodded.notified().await;
-        }
-    }
-
-    async fn watch_one(self, node: String, key: ObjectKey) {
-        let plural = if key.kind == Kind::Secret {
-            "secrets"
-        } else {
-            "configmaps"
-        };
-        let target = Target {
-            path: format!("/api/v1/namespaces/{}/{plural}", key.namespace),
-            fields: format!("metadata.name={}", key.name),
-            node: Some(node.clone()),
-        };
-        list_watch::run(&self.api, &target, |change| {
-            let (found, rv) = match change {
-                Change::List(items, rv) => (items.into_iter().next(), rv),
-                Change::Apply(object) => {
-                    let rv = version(&object);
-                    (Some(object), rv)
-                }
-                Change::Delete(object) => (None, version(&object)),
-                // The node authorizer may not have seen the pod yet; what was known stands, what was not is waited for.
-                Change::Bookmark(_) | Change::Refused(_) => return,
-            };
-            let found = found.map(|object| Arc::new(desired(key.kind, &object)));
-            let mut state = self.lock();
-            state.named.entry(node.clone()).or_default().insert(key.clone(), found);
-            state.see(rv);
-            state.publish(&node);
-        })
-        .await;
-    }
-
-    fn forget(&self, node: &str, key: &ObjectKey) {
-        let mut state = self.lock();
-        if let Some(named) = state.named.get_mut(node) {
-            named.remove(key);
-        }
-        state.publish(node);
-    }
-}
-
-/// The watch on pods: of a list only those of served nodes are kept.
-struct Pods<'a>(&'a Registry);
-
-impl Taker for Pods<'_> {
-    fn begins(&self) {
-        self.0.lock().begin_list_of_pods();
-    }
-
-    fn wants(&self, pod: &Value) -> bool {
-        self.0.lock().listing.contains(node_of(pod))
-    }
-
-    fn take(&self, change: Change) {
-        self.0.take(Kind::Pod, change);
-    }
-}
-
-fn node_of(pod: &Value) -> &str {
-    pod["spec"]["nodeName"].as_str().unwrap_or_default()
 }
 
 impl State {
-    /// A node that becomes served from now on waits for the next list: its pods may be on pages of this one that are dropped already.
-    fn begin_list_of_pods(&mut self) {
-        self.listing.clone_from(&self.served);
-    }
-
     /// All of a kind anew; returns the nodes whose view may differ.
     fn replace(&mut self, kind: Kind, items: Vec<Value>, rv: u64) -> BTreeSet<String> {
         if self.marks.get(&kind).is_some_and(|have| rv < *have) {
@@ -452,8 +363,7 @@ impl State {
             Kind::Pod => {
                 // Those whose last pod is gone are among the served.
                 self.pods.clear();
-                self.listed = std::mem::take(&mut self.listing);
-                self.pod_lists += 1;
+                self.end_list_of_pods();
             }
             Kind::Node => self.nodes.clear(),
             _ => self.classes.clear(),
@@ -485,8 +395,8 @@ impl State {
         let (name, namespace) = (text("name"), text("namespace"));
         match kind {
             Kind::Pod => {
-                let node = node_of(&object).to_owned();
-                if !self.served.contains(&node) {
+                let node = pods::node_of(&object).to_owned();
+                if !self.served.contains(&node) || self.is_old(&node, &object) {
                     return BTreeSet::new();
                 }
                 let pods = self.pods.entry(node.clone()).or_default();
@@ -513,8 +423,12 @@ impl State {
         let text = |field: &str| object["metadata"][field].as_str().unwrap_or_default().to_owned();
         match kind {
             Kind::Pod => {
-                let node = node_of(object).to_owned();
-                let Some(pods) = self.pods.get_mut(&node) else {
+                let node = pods::node_of(object).to_owned();
+                if let Some(gone) = self.gone.get_mut(&node) {
+                    gone.push(Gone::from(object));
+                }
+                let is_old = self.is_old(&node, object);
+                let Some(pods) = self.pods.get_mut(&node).filter(|_| !is_old) else {
                     return BTreeSet::new();
                 };
                 pods.retain(|pod| !pod.is(&text("namespace"), &text("name")));
@@ -558,9 +472,9 @@ impl State {
         let listed = [Kind::Pod, Kind::Node, Kind::RuntimeClass]
             .iter()
             .all(|kind| self.marks.contains_key(kind));
-        // A node that became served after the list of pods has none yet: an empty view would be proof that all are gone.
-        let placed = self.lineage_at >= self.pod_lists;
-        if !listed || !placed || !self.listed.contains(node) || self.identity.is_none() {
+        // Of a node that became served after the list of pods none is known yet: an empty view would be proof that all are gone.
+        let placed = self.listed.get(node).is_some_and(|list| list.number <= self.lineage_at);
+        if !listed || !placed || self.identity.is_none() {
             return None;
         }
         let mut objects = BTreeMap::new();
@@ -568,13 +482,12 @@ impl State {
         if let Some(own) = self.nodes.get(node) {
             add(&own.desired);
         }
-        let named = self.named.get(node);
         for pod in self.pods.get(node).into_iter().flatten() {
             add(&pod.desired);
             for key in &pod.references {
                 if key.kind == Kind::RuntimeClass {
                     self.classes.get(&key.name).map(&mut add);
-                } else if let Some(found) = named.and_then(|n| n.get(key))? {
+                } else if let Some(found) = self.named(node, key)? {
                     add(found);
                 }
             }

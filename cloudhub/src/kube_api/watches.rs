@@ -1,4 +1,4 @@
-//! Connections for watches. A hub watches each Secret and ConfigMap of its nodes by name, as that node: thousands of watches that
+//! Connections for watches. A hub watches each Secret and ConfigMap of its nodes by name, as a node: thousands of watches that
 //! are silent nearly always. Over HTTP/1.1 each would be a TLS connection at both ends; over HTTP/2 a hundred share one.
 //!
 //! Which of the two it is, ALPN decides: an API behind a proxy that speaks HTTP/1.1 alone costs a connection a watch, and works.

@@ -101,7 +101,7 @@ pub async fn run(api: &KubeApi, target: &Target, taker: impl Taker) {
     }
 }
 
-async fn list(api: &KubeApi, target: &Target, taker: &impl Taker) -> Result<(Vec<Value>, u64), ApiError> {
+pub(super) async fn list(api: &KubeApi, target: &Target, taker: &impl Taker) -> Result<(Vec<Value>, u64), ApiError> {
     taker.begins();
     let mut items = Vec::new();
     let mut next = String::new();

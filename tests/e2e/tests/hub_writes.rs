@@ -35,10 +35,7 @@ fn bound_pod(name: &str, script: &str) -> String {
 
 /// What the hub has asked of the API, as whoever, since the first `from` events: verb, resource with subresource, name.
 fn writes(hub: &Hub, from: usize) -> Vec<(String, String, String)> {
-    let Above::Kubernetes(plane, _) = &hub.above else {
-        panic!("only kube-apiserver keeps an audit log")
-    };
-    let events = plane.audit().expect("the audit log");
+    let events = audited(hub);
     let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
     let ours = events
         .iter()
@@ -55,6 +52,29 @@ fn writes(hub: &Hub, from: usize) -> Vec<(String, String, String)> {
             (text(&e["verb"]), resource, text(&on["name"]))
         })
         .collect()
+}
+
+/// Nobody lists all pods of a cluster for a robot that joins.
+fn a_joining_robot_is_listed_alone(hub: &Hub) {
+    let mut lists = answered_lists(hub);
+    lists.retain(|(_, uri)| uri.starts_with("/api/v1/pods?"));
+    let alone = lists.iter().filter(|(_, uri)| uri.contains("spec.nodeName=robot-1&"));
+    assert_eq!(
+        (alone.count(), lists.len()),
+        (1, 2),
+        "all, when the hub started, and its own: {lists:?}"
+    );
+}
+
+/// Who has listed what, by the hub, and was answered.
+fn answered_lists(hub: &Hub) -> Vec<(String, String)> {
+    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+    let events = audited(hub);
+    let ours = events.iter().filter(|e| {
+        e["user"]["username"] == "kedge:cloudhub" && e["verb"] == "list" && e["responseStatus"]["code"] == 200
+    });
+    let each = ours.map(|e| (text(&e["impersonatedUser"]["username"]), text(&e["requestURI"])));
+    each.collect()
 }
 
 fn events_so_far(hub: &Hub) -> usize {
@@ -102,6 +122,7 @@ fn delivery_costs_no_write_a_status_change_one_a_binding_one() {
     let plane = ControlPlane::start(&site, &options).expect("a control plane");
     let hub = Hub::above(&site, plane).expect("a hub");
     let edge = robot(&site, &hub);
+    a_joining_robot_is_listed_alone(&hub);
     let bound = events_so_far(&hub);
     apply_ready(&hub, &edge, "switched", SWITCHED);
     let patched = writes(&hub, bound);
@@ -115,15 +136,7 @@ fn delivery_costs_no_write_a_status_change_one_a_binding_one() {
 
     let delivered = events_so_far(&hub);
     for n in 1..=10 {
-        hub.kubectl
-            .run(&[
-                "patch",
-                "configmap",
-                "switched-config",
-                "-p",
-                &format!(r#"{{"data":{{"n":"{n}"}}}}"#),
-            ])
-            .expect("patch");
+        set_config(&hub, &n.to_string());
         wait_for("the ConfigMap arrives", START, || match fs::read_to_string(&file) {
             Ok(text) if text == n.to_string() => State::Done(()),
             other => State::Not(format!("{other:?}\n{}", edge.tail())),
@@ -157,6 +170,56 @@ fn delivery_costs_no_write_a_status_change_one_a_binding_one() {
             "one write a status change: {writes:?}"
         );
     }
+    two_robots_share_a_watch(&site, &hub);
+}
+
+fn set_config(hub: &Hub, n: &str) {
+    let change = format!(r#"{{"data":{{"n":"{n}"}}}}"#);
+    hub.kubectl
+        .run(&["patch", "configmap", "switched-config", "-p", &change])
+        .expect("patch");
+}
+
+/// A ConfigMap that pods of two robots name is watched as one of them, and as the other when the first has no use for it any more.
+fn two_robots_share_a_watch(site: &Site, hub: &Hub) {
+    let other = other_robot(site, hub);
+    let (_, pod) = SWITCHED.split_once("---\n").expect("two objects");
+    let pod = pod.replace("name: switched}", "name: sharing}");
+    apply_ready(
+        hub,
+        &other,
+        "sharing",
+        &pod.replace("spec:\n", "spec:\n  nodeName: robot-2\n"),
+    );
+    assert_eq!(lists_as(hub, "robot-2"), 1, "asked once whether it may read it");
+    hub.kubectl.run(&["delete", "pod", "switched"]).expect("delete");
+    wait_for("it is watched as the other", START, || match lists_as(hub, "robot-2") {
+        2.. => State::Done(()),
+        lists => State::Not(format!("{lists} lists\n{}", hub.tail())),
+    })
+    .unwrap_or_else(|e| panic!("{e}"));
+    let container = other.wait_container("sharing", START).expect("it runs");
+    let file = format!("/proc/{}/root/etc/c/n", container.pid.expect("it runs"));
+    set_config(hub, "shared");
+    wait_for("the ConfigMap arrives", START, || match fs::read_to_string(&file) {
+        Ok(text) if text == "shared" => State::Done(()),
+        found => State::Not(format!("{found:?}\n{}", other.tail())),
+    })
+    .unwrap_or_else(|e| panic!("{e}"));
+}
+
+/// How often the hub has listed the ConfigMap of [`SWITCHED`] as that node.
+fn lists_as(hub: &Hub, node: &str) -> usize {
+    let mut lists = answered_lists(hub);
+    lists.retain(|(user, uri)| *user == format!("system:node:{node}") && uri.contains("metadata.name=switched-config"));
+    lists.len()
+}
+
+fn audited(hub: &Hub) -> Vec<Value> {
+    let Above::Kubernetes(plane, _) = &hub.above else {
+        panic!("only kube-apiserver keeps an audit log")
+    };
+    plane.audit().expect("the audit log")
 }
 
 /// node-monitor-grace-period and the default tolerations, seconds.

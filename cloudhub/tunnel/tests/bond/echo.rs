@@ -25,6 +25,8 @@ pub(crate) struct Echo {
     /// Times of pod specs, ms.
     pub(crate) specs: Vec<f64>,
     bulk: Option<Flood>,
+    /// Pod specs beside the requests.
+    pub(crate) with_specs: bool,
 }
 
 impl Echo {
@@ -39,6 +41,7 @@ impl Echo {
             spec_sent: HashMap::new(),
             specs: Vec::new(),
             bulk: bulk.then(|| Flood::new(17, 0)),
+            with_specs: true,
         }
     }
 }
@@ -64,7 +67,8 @@ impl Owner for Echo {
             {
                 self.sent.insert(self.number, now);
             }
-            if self.number.is_multiple_of(50)
+            if self.with_specs
+                && self.number.is_multiple_of(50)
                 && hub
                     .send_message(now, Priority::Normal, 1, message(self.number, 65_536))
                     .is_ok()

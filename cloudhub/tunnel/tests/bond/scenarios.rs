@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use linkem::{DirectionSpec, Loss, Queue, Rate};
+use linkem::{DirectionSpec, Loss, Lte, Queue, Rate};
 use tunnel::bond::{Config, Duplication, Faults};
 
 use crate::echo::Echo;
@@ -220,6 +220,42 @@ fn s5_a_control_message_is_as_fast_as_physics_allows() {
         assert!(count > 1900 && echo.specs.len() >= 38);
         if duplication == Duplication::Adaptive {
             assert!(copies <= 1.3, "{copies}");
+        }
+    }
+}
+
+/// Synthetic LTE of that number, uplinks of 6, 4 and 3 Mbit/s and twice as much down, of which 1, 5 and 5 % are lost.
+fn lte(trace: u64) -> Vec<Link> {
+    let each = [(6_u64, 0.01), (4, 0.05), (3, 0.05)].into_iter().enumerate();
+    each.map(|(at, (mbits, loss))| {
+        let way = |factor: u64, number: u64| DirectionSpec {
+            rate: Rate::Lte(Lte {
+                seed: trace * 100 + at as u64 * 10 + number,
+                mean: mbits * factor * 1_000_000,
+                ..Lte::default()
+            }),
+            queue: Queue::Time(300 * linkem::MS),
+            ..way(1, LINKS[at].1, Loss::Iid(loss))
+        };
+        Link::new(&way(1, 0), &way(2, 1), trace * 10 + at as u64)
+    })
+    .collect()
+}
+
+#[test]
+fn s5_over_lte_the_links_own_pauses_are_most_of_it() {
+    for (with_specs, limit) in [(false, 38.0), (true, 42.0)] {
+        for trace in 1..=3 {
+            let mut world = World::new(lte(trace), configs(Faults::default()));
+            let mut echo = Echo::new(false);
+            echo.with_specs = with_specs;
+            world.run(seconds(60), &mut echo);
+            let count = echo.times.len();
+            let [p50, p99, p999] = [0.5, 0.99, 0.999].map(|share| percentile(&mut echo.times, share));
+            println!(
+                "S5 LTE {trace}, specs {with_specs}: RTT p50 {p50:.1}, p99 {p99:.1}, p99.9 {p999:.1} ms of {count}"
+            );
+            assert!(p99 <= limit && count > 2900, "{p99} of {count}");
         }
     }
 }

@@ -14,8 +14,8 @@ const PAGE: usize = 500;
 const WATCH_SECONDS: u64 = 300;
 /// A watch that is silent for longer is dead: bookmarks come about every minute.
 const SILENCE: Duration = Duration::from_secs(WATCH_SECONDS + 30);
-const BACKOFF_MIN: Duration = Duration::from_millis(200);
-const BACKOFF_MAX: Duration = Duration::from_secs(20);
+pub(super) const BACKOFF_MIN: Duration = Duration::from_millis(200);
+pub(super) const BACKOFF_MAX: Duration = Duration::from_secs(20);
 
 /// What a loop reports.
 #[derive(Debug)]

@@ -20,7 +20,7 @@ use tokio::sync::Notify;
 use tokio::task::{AbortHandle, JoinSet};
 
 use super::kept::desired;
-use super::list_watch::{self, Change, Target, version};
+use super::list_watch::{self, BACKOFF_MAX, BACKOFF_MIN, Change, Target, version};
 use super::view::{Desired, Kind, ObjectKey};
 use super::{Registry, State};
 
@@ -30,8 +30,6 @@ const AT_ONCE: usize = 16;
 const REFUSALS: u32 = 3;
 /// Views that are made anew under one lock.
 const VIEWS_AT_ONCE: usize = 256;
-/// Pauses of a refused reader, doubled from the first to the last.
-const PAUSES: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(20));
 
 /// One Secret or ConfigMap.
 #[derive(Debug, Default)]
@@ -97,9 +95,10 @@ pub(super) struct Applicant {
     refusals: u32,
 }
 
+/// As long as a list that was refused so often in a row waits.
 fn pause(refusals: u32) -> Duration {
-    let pause = PAUSES.0 * 2_u32.saturating_pow(refusals.min(10));
-    pause.min(PAUSES.1).mul_f64(rand::rng().random_range(0.5..1.0))
+    let pause = BACKOFF_MIN * 2_u32.saturating_pow(refusals.min(10));
+    pause.min(BACKOFF_MAX).mul_f64(rand::rng().random_range(0.5..1.0))
 }
 
 fn target(key: &ObjectKey, node: &str) -> Target {

@@ -100,7 +100,7 @@ impl Datagrams {
         if size.div_ceil(2) > room {
             return None;
         }
-        let leaving = self.flows.take(priority)?;
+        let leaving = self.flows.take(now, priority)?;
         self.bytes += size;
         self.kept.push_back(Some(Kept {
             packet: leaving.packet,

@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
+use super::codel::{self, Codel};
 use super::frame::Order;
 use crate::types::Priority;
 
@@ -159,6 +160,8 @@ fn ports(protocol: u8, rest: &[u8]) -> u32 {
 pub(crate) struct Waiting {
     pub(crate) packet: Bytes,
     pub(crate) since: Duration,
+    /// Its sender does not wait for room: to slow it down, something of it is dropped.
+    pub(crate) is_routed: bool,
 }
 
 /// A packet that is leaving, with its place in its flow.
@@ -177,6 +180,7 @@ struct Flow {
     generation: u16,
     next: u32,
     queue: VecDeque<Waiting>,
+    codel: Codel,
     deficit: usize,
     used: Duration,
     /// Second chance for the hand that looks for a slot.
@@ -193,11 +197,15 @@ pub(crate) struct Flows {
     bytes: [usize; 4],
     /// Since when packets of a priority have been waiting without a break.
     backlog: [Option<Duration>; 4],
+    /// Packets dropped and marked so that their senders slow down.
+    pub(crate) dropped: u64,
+    pub(crate) marked: u64,
 }
 
 impl Flows {
     /// Queues a packet; false when there is no slot for its flow.
-    pub(crate) fn push(&mut self, now: Duration, class: Class, packet: Bytes) -> bool {
+    pub(crate) fn push(&mut self, class: Class, waiting: Waiting) -> bool {
+        let now = waiting.since;
         let Some(slot) = self.slot(now, class) else {
             return false;
         };
@@ -212,9 +220,9 @@ impl Flows {
             }
         }
         (flow.used, flow.referenced) = (now, true);
-        self.bytes[lane] += packet.len();
+        self.bytes[lane] += waiting.packet.len();
         self.backlog[lane].get_or_insert(now);
-        flow.queue.push_back(Waiting { packet, since: now });
+        flow.queue.push_back(waiting);
         true
     }
 
@@ -227,6 +235,7 @@ impl Flows {
             generation: 0,
             next: 0,
             queue: VecDeque::new(),
+            codel: Codel::default(),
             deficit: 0,
             used: now,
             referenced: true,
@@ -290,13 +299,24 @@ impl Flows {
     }
 
     /// Takes the packet that [`Self::head`] showed.
-    pub(crate) fn take(&mut self, priority: Priority) -> Option<Leaving> {
+    pub(crate) fn take(&mut self, now: Duration, priority: Priority) -> Option<Leaving> {
         let lane = priority.index();
         let slot = *self.ready[lane].front()?;
         let flow = &mut self.slots[usize::from(slot)];
-        let waiting = flow.queue.pop_front()?;
+        let mut waiting = flow.queue.pop_front()?;
         flow.deficit = flow.deficit.saturating_sub(waiting.packet.len());
         self.bytes[lane] -= waiting.packet.len();
+        let waited = now.saturating_sub(waiting.since);
+        // The last one is not dropped: nothing would tell that it is missing.
+        if waiting.is_routed && flow.codel.is_due(now, waited) && flow.queue.len() > 1 {
+            if let Some(marked) = codel::mark(&waiting.packet) {
+                waiting.packet = marked;
+                self.marked += 1;
+            } else if let Some(next) = flow.queue.pop_front() {
+                self.bytes[lane] -= next.packet.len();
+                self.dropped += 1;
+            }
+        }
         let leaving = Leaving {
             packet: waiting.packet,
             flow: (flow.generation << 12) | slot,
@@ -407,6 +427,14 @@ mod tests {
         packet
     }
 
+    fn waits(since: Duration, packet: Bytes) -> Waiting {
+        Waiting {
+            packet,
+            since,
+            is_routed: false,
+        }
+    }
+
     #[test]
     fn an_acknowledgement_without_data_is_a_flow_without_order() {
         let tcp = |flags: u8, data: usize| {
@@ -466,7 +494,7 @@ mod tests {
         let mut now = Duration::ZERO;
         let send = |flows: &mut Flows, now, n: u32| {
             let packet = Bytes::from(v4(17, 0, n.to_be_bytes()));
-            flows.push(now, classify(&packet).unwrap(), packet)
+            flows.push(classify(&packet).unwrap(), waits(now, packet))
         };
         // One keeps a packet waiting; the others are quiet.
         assert!(send(&mut flows, now, 1_000_000));
@@ -475,7 +503,7 @@ mod tests {
             assert!(send(&mut flows, now, n));
             let flow = loop {
                 flows.head(Priority::Normal).unwrap();
-                let leaving = flows.take(Priority::Normal).unwrap();
+                let leaving = flows.take(now, Priority::Normal).unwrap();
                 if leaving.packet[20..24] == n.to_be_bytes() {
                     break leaving.flow;
                 }
@@ -500,15 +528,15 @@ mod tests {
         };
         for _ in 0..10 {
             for port in [1, 2] {
-                assert!(flows.push(now, classify(&packet(port)).unwrap(), packet(port)));
+                assert!(flows.push(classify(&packet(port)).unwrap(), waits(now, packet(port))));
             }
         }
         flows.head(Priority::Normal).unwrap();
-        flows.take(Priority::Normal).unwrap();
-        assert!(flows.push(now, classify(&packet(3)).unwrap(), packet(3)));
+        flows.take(now, Priority::Normal).unwrap();
+        assert!(flows.push(classify(&packet(3)).unwrap(), waits(now, packet(3))));
         let order: Vec<u8> = std::iter::from_fn(|| {
             flows.head(Priority::Normal)?;
-            Some(flows.take(Priority::Normal)?.packet[20])
+            Some(flows.take(now, Priority::Normal)?.packet[20])
         })
         .collect();
         assert_eq!(order[0], 3);

@@ -9,7 +9,7 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use super::datagrams::LIFETIME;
-use super::flow::{self, Class};
+use super::flow::{self, Class, Waiting};
 use super::frame::DATAGRAM_OVERHEAD;
 use super::path::Path;
 use super::{Bond, SendError};
@@ -41,7 +41,12 @@ impl Bond {
             return Ok(());
         }
         let full = self.queued(barred, Priority::Bulk) >= self.depth(QUEUE_TIME, MIN_QUEUE);
-        if full || !self.datagrams.flows.push(now, class, packet) {
+        let waiting = Waiting {
+            packet,
+            since: now,
+            is_routed: false,
+        };
+        if full || !self.datagrams.flows.push(class, waiting) {
             return Err(SendError::Busy);
         }
         Ok(())
@@ -60,7 +65,12 @@ impl Bond {
         }
         let quiet = !self.datagrams.flows.is_waiting(&class.key);
         let depth = self.depth(LIFETIME, MIN_DEPTH) + if quiet { RESERVE } else { 0 };
-        if self.queued(barred, class.priority) >= depth || !self.datagrams.flows.push(now, class, packet) {
+        let waiting = Waiting {
+            packet,
+            since: now,
+            is_routed: true,
+        };
+        if self.queued(barred, class.priority) >= depth || !self.datagrams.flows.push(class, waiting) {
             self.datagrams.overflowed += 1;
         }
         Ok(())

@@ -23,6 +23,7 @@
 //! session with it; nothing it sends takes unbounded memory or work before that.
 
 mod acks;
+mod codel;
 mod datagrams;
 mod faults;
 mod flow;

@@ -75,6 +75,10 @@ pub struct SessionStats {
     pub overrun: u64,
     /// IP packets of a device that found the queue full.
     pub packets_overflowed: u64,
+    /// IP packets of a device dropped before the queue was full, so that their senders slow down.
+    pub packets_dropped_early: u64,
+    /// The same, marked instead (RFC 3168).
+    pub packets_marked: u64,
     /// IP packets that arrived and were dropped because their owner was behind; counted by the session, not by the bond.
     pub packets_dropped: u64,
     /// Bytes that wait for a path.
@@ -139,6 +143,8 @@ impl Bond {
             refused: self.refused,
             overrun: self.reorder.overrun + self.inbox.overrun,
             packets_overflowed: self.datagrams.overflowed,
+            packets_dropped_early: self.datagrams.flows.dropped,
+            packets_marked: self.datagrams.flows.marked,
             packets_dropped: 0,
             queued_bytes: self.datagrams.flows.total(),
             kept_bytes: self.datagrams.kept(),

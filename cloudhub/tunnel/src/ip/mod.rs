@@ -15,7 +15,7 @@
 //! error. Nothing is ever too large for a session: the device's MTU is below what any path takes in two halves, and the kernel answers
 //! larger packets itself (ICMP's "fragmentation needed", ICMPv6's "packet too big").
 
-mod checksum;
+pub(crate) mod checksum;
 mod clamp;
 mod coalesce;
 pub(crate) mod examples;

@@ -4,7 +4,7 @@ use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::time::Duration;
 
 use bytes::Bytes;
-use tunnel::bond::{Bond, Event, SendError};
+use tunnel::bond::{Bond, Event};
 
 use crate::cubic::Cubic;
 use crate::ms;
@@ -33,7 +33,7 @@ pub(crate) fn parse(packet: &Bytes) -> (u16, u64, u64) {
     (u16::from_be_bytes([packet[20], packet[21]]), number(40), number(48))
 }
 
-/// One TCP connection with CUBIC from the edge to the hub, and its device's queue of 1000 packets.
+/// One TCP connection with CUBIC from the edge to the hub, through a device that takes all it sends.
 pub(crate) struct Tcp {
     sender: Sender<Cubic>,
     receiver: Receiver,
@@ -42,14 +42,12 @@ pub(crate) struct Tcp {
     /// What each packet that is out carries.
     segments: HashMap<u64, u64>,
     resend: VecDeque<u64>,
-    device: VecDeque<Bytes>,
     acks: HashMap<u64, Vec<u64>>,
     ack: u64,
     got: BTreeSet<u64>,
     in_order: u64,
     /// Segments that it had to send again.
     pub(crate) repeated: u64,
-    pub(crate) device_drops: u64,
     /// When the data in order moved on, and bytes so far.
     pub(crate) history: Vec<(Duration, u64)>,
     timed_out: bool,
@@ -64,13 +62,11 @@ impl Tcp {
             next: 0,
             segments: HashMap::new(),
             resend: VecDeque::new(),
-            device: VecDeque::new(),
             acks: HashMap::new(),
             ack: 0,
             got: BTreeSet::new(),
             in_order: 0,
             repeated: 0,
-            device_drops: 0,
             history: Vec::new(),
             timed_out: false,
         }
@@ -85,17 +81,6 @@ impl Tcp {
         (at(to) - at(from)) as f64 * 8.0 / (to - from).as_secs_f64() / 1e6
     }
 
-    fn enter(&mut self, now: Duration, bond: &mut Bond, packet: Bytes) {
-        if self.device.is_empty() && bond.send_datagram(now, packet.clone()).is_ok() {
-            return;
-        }
-        if self.device.len() >= 1000 {
-            self.device_drops += 1;
-        } else {
-            self.device.push_back(packet);
-        }
-    }
-
     fn lose(&mut self, numbers: Vec<u64>) {
         for number in numbers {
             self.resend.extend(self.segments.remove(&number));
@@ -103,12 +88,6 @@ impl Tcp {
     }
 
     fn send(&mut self, now: Duration, bond: &mut Bond) -> Option<Duration> {
-        while let Some(packet) = self.device.front() {
-            match bond.send_datagram(now, packet.clone()) {
-                Err(SendError::Busy) => break,
-                _ => self.device.pop_front(),
-            };
-        }
         if self.sender.timeout().is_some_and(|at| at <= now) {
             let lost = self.sender.on_timeout(now);
             self.lose(lost);
@@ -137,15 +116,23 @@ impl Tcp {
             };
             let number = self.sender.on_sent(now, MTU as u64);
             self.segments.insert(number, segment);
-            self.enter(now, bond, packet(6, 80, number, segment, MTU));
+            let routed = bond.route_datagram(now, packet(6, 80, number, segment, MTU));
+            routed.expect("a packet that fits");
         }
+    }
+
+    /// The longest time in which nothing came in order, between two moments.
+    pub(crate) fn gap(&self, from: Duration, to: Duration) -> Duration {
+        let moments = self.history.iter().map(|(at, _)| *at);
+        longest_gap(moments, from, to)
     }
 
     fn answer(&mut self, now: Duration, bond: &mut Bond) {
         if let Some(numbers) = self.receiver.ack(now) {
             self.ack += 1;
             self.acks.insert(self.ack, numbers);
-            let _ = bond.send_datagram(now, packet(6, 81, self.ack, 0, 80));
+            let routed = bond.route_datagram(now, packet(6, 81, self.ack, 0, 80));
+            routed.expect("a packet that fits");
         }
     }
 }
@@ -195,6 +182,16 @@ impl Owner for Tcp {
     }
 }
 
+fn longest_gap(moments: impl Iterator<Item = Duration>, from: Duration, to: Duration) -> Duration {
+    let mut last = from;
+    let mut longest = Duration::ZERO;
+    for at in moments.filter(|at| *at >= from && *at <= to).chain([to]) {
+        longest = longest.max(at - last);
+        last = at;
+    }
+    longest
+}
+
 /// Sends as many packets of one flow as the bond takes, edge to hub, or one in each of a time.
 pub(crate) struct Flood {
     protocol: u8,
@@ -242,18 +239,7 @@ impl Flood {
 
     /// The longest gap between two arrivals, between two moments.
     pub(crate) fn gap(&self, from: Duration, to: Duration) -> Duration {
-        let inside = self
-            .arrivals
-            .iter()
-            .map(|(at, _)| *at)
-            .filter(|at| *at >= from && *at <= to);
-        let mut last = from;
-        let mut longest = Duration::ZERO;
-        for at in inside.chain([to]) {
-            longest = longest.max(at - last);
-            last = at;
-        }
-        longest
+        longest_gap(self.arrivals.iter().map(|(at, _)| *at), from, to)
     }
 }
 

@@ -76,6 +76,9 @@ enum Suite {
         /// How long each run of S1 and S2 is, seconds
         #[arg(long)]
         seconds: Option<f64>,
+        /// Of S1, S2 and S4 only the kernel's TCP inside
+        #[arg(long)]
+        inner: bool,
         /// What tests/run asks for, at low rates
         #[arg(long, hide = true)]
         gate: bool,
@@ -99,6 +102,7 @@ fn main() -> Result<ExitCode> {
         Suite::Links {
             ref only,
             seconds,
+            inner,
             gate,
             ..
         } => {
@@ -107,6 +111,9 @@ fn main() -> Result<ExitCode> {
                 (_, true) => links::plan::Plan::quick(),
                 _ => links::plan::Plan::full(),
             };
+            if inner {
+                plan = plan.only_inner();
+            }
             plan.bulk_seconds = seconds.unwrap_or(plan.bulk_seconds);
             write(&flags, &links::report(&plan, only, &about(&flags)?)?)?;
             return Ok(ExitCode::SUCCESS);

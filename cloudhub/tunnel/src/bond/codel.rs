@@ -11,8 +11,8 @@ use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 
-/// What a window shrinks by must have waited here, or the paths run dry: CUBIC's 0.3 of a window, at round trips of 100 ms.
-const TARGET: Duration = Duration::from_millis(50);
+/// What a window shrinks by must have waited here, or the paths run dry: CUBIC's 0.3 of a window, at round trips of 150 ms.
+const TARGET: Duration = Duration::from_millis(65);
 /// In so long a sender has answered.
 const INTERVAL: Duration = Duration::from_millis(150);
 
@@ -78,8 +78,8 @@ mod tests {
             let moments = (0..1000).filter(|now| codel.is_due(ms(*now), ms(waited(*now))));
             moments.collect()
         };
-        assert_eq!(told(|_| 50), [150, 300, 450, 600, 750, 900]);
-        assert_eq!(told(|_| 49), [0; 0]);
+        assert_eq!(told(|_| 65), [150, 300, 450, 600, 750, 900]);
+        assert_eq!(told(|_| 64), [0; 0]);
         // Long, but short once in each interval.
         assert_eq!(told(|now| if now % 150 == 149 { 1 } else { 300 }), [0; 0]);
         // It was told, it answered, and it is told again.

@@ -163,7 +163,7 @@ fn s4_the_silent_death_of_a_link_is_hardly_noticed() {
 #[test]
 fn s4_a_tcp_inside_hardly_notices_the_death_of_a_link() {
     let mut gaps = Vec::new();
-    for run in 0..12 {
+    for run in 0..6 {
         let dead = run % 3;
         let mut three = world(|_| Loss::None, 4);
         let mut tcp = Tcp::new(seconds(0));

@@ -182,6 +182,9 @@ pub(crate) fn aggregate(plan: &Plan, figures: &mut Figures, (air, target): (Air,
     };
     let figure = |who: &str, what: &str| Figure::new(scenario, air.name(), who.to_owned(), what, "% of limit").more();
     for (load, what) in [(Load::Datagrams, "datagrams"), (Load::Ordered, "packets in order")] {
+        if !plan.plain {
+            continue;
+        }
         let runs = runs(plan, task(Contender::Kedge, load))?;
         let shares = figure("kedge", what)
             .samples(runs.samples(|bulk| bulk.share))

@@ -16,6 +16,8 @@ pub(crate) struct Plan {
     pub(crate) baselines: bool,
     /// The kernel's TCP inside; losses in bursts.
     pub(crate) inner: bool,
+    /// What is no TCP inside, of S1 and S2.
+    pub(crate) plain: bool,
     pub(crate) bursts: bool,
     /// Of the links' rates.
     scale: f64,
@@ -52,6 +54,7 @@ impl Plan {
             tries: 3,
             baselines: true,
             inner: true,
+            plain: true,
             bursts: true,
             loads: vec![Load::Realtime, Load::Ordered],
             dead_seconds: 4.0,
@@ -120,6 +123,16 @@ impl Plan {
             compared: vec![Air::Lossy],
             tries: 3,
             ..Self::quick()
+        }
+    }
+
+    /// Of S1, S2 and S4 only the kernel's TCP inside.
+    pub(crate) fn only_inner(self) -> Self {
+        Self {
+            baselines: false,
+            plain: false,
+            loads: Vec::new(),
+            ..self
         }
     }
 

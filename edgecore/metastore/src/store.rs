@@ -23,6 +23,9 @@ use crate::writer::{QUEUE, Request, Writer, WriterEnd};
 /// Keys a leaf: every flush rewrites the whole leaf. 16 writes 14 KB for a 1 KiB record, the default of 1024 writes
 /// 826 KB (twins-security-scale.md B.5). It is part of the file format.
 const LEAF_FANOUT: usize = 16;
+/// zstd's level for leaves, of 16 values at most. sled makes a context for each; those of its own level, 3, have tables of 768 KiB to clear,
+/// which took a third of a commit's CPU time. What level 1 writes is as large.
+const COMPRESSION: i32 = 1;
 /// sled's cache. The store of an edge is about a megabyte.
 const CACHE: usize = 4 << 20;
 /// rayon's threads, which sled uses for its flush; their stacks count in the memory budget.
@@ -372,6 +375,7 @@ fn open_sled(path: &Path) -> Result<Db, OpenError> {
     let config = sled::Config::new()
         .path(path)
         .cache_capacity_bytes(CACHE)
+        .zstd_compression_level(COMPRESSION)
         .flush_every_ms(None);
     match catch_unwind(AssertUnwindSafe(|| config.open::<LEAF_FANOUT>())) {
         Ok(Ok(db)) => Ok(db),

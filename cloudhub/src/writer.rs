@@ -11,6 +11,7 @@
 
 pub mod diff;
 pub mod fleet;
+mod heartbeat;
 pub mod node;
 pub mod report;
 

@@ -1,7 +1,7 @@
 //! The Node object: what this machine is, has, and can do now.
 //!
 //! The manager owns the row `status/v1/Node/-/<name>/-` in the store, which edgehub sends, and the CNI configuration. Everything is computed
-//! anew every 10 s (every second while something is not ready) and written where more than a heartbeat changed, else every 5 minutes, as kubelet does:
+//! anew every 10 s (every second while something is not ready) and written where more than a heartbeat changed (the hub says for a node that answers that it was looked at):
 //!
 //! * /proc, the file system, the runtime's status, edgehub's flags → conditions, capacity, allocatable → the row, and [`NodeInfo`] for pods;
 //! * the store's own Node object (kept offline) → podCIDR → the CNI configuration.
@@ -32,8 +32,6 @@ use machine::Identity;
 const PERIOD: Duration = Duration::from_secs(10);
 /// How often while the node is not ready: a pod waits for it.
 const PERIOD_NOT_READY: Duration = Duration::from_secs(1);
-/// How often the row is written with nothing new: kubelet's nodeStatusReportFrequency.
-const REPORT_EVERY: Duration = Duration::from_secs(300);
 /// How often the list of images is read: it is the one read that costs containerd something.
 const IMAGES_EVERY: Duration = Duration::from_secs(60);
 
@@ -103,7 +101,7 @@ pub struct NodeManager {
 struct State {
     pressures: Pressures,
     conditions: Vec<Condition>,
-    written: Option<(Value, Duration)>,
+    written: Option<Value>,
     images: Vec<cri::Image>,
     images_read: Option<Duration>,
     runtime_version: String,
@@ -253,7 +251,7 @@ impl NodeManager {
             pid_pressure: self.state.pressures.pid(),
             ready: health.runtime_ready && health.network_ready,
         };
-        self.report(&info, now).await;
+        self.report(&info).await;
         let ready = info.ready;
         self.info.send_if_modified(|there| {
             let differs = **there != info;
@@ -328,8 +326,8 @@ impl NodeManager {
         self.state.hub_address
     }
 
-    /// Writes the row where it says something new, or is old.
-    async fn report(&mut self, info: &NodeInfo, now: Duration) {
+    /// Writes the row where it says something new.
+    async fn report(&mut self, info: &NodeInfo) {
         let row = report::row(
             &self.config,
             &self.identity,
@@ -340,15 +338,18 @@ impl NodeManager {
                 runtime_version: &self.state.runtime_version,
             },
         );
-        let fresh =
-            |(there, at): &(Value, Duration)| report::same(there, &row) && now.saturating_sub(*at) < REPORT_EVERY;
-        if self.state.written.as_ref().is_some_and(fresh) {
+        if self
+            .state
+            .written
+            .as_ref()
+            .is_some_and(|there| report::same(there, &row))
+        {
             return;
         }
         let mut batch = Batch::new();
         batch.put(row_key(&self.config.node_name), row.to_string());
         match self.store.commit(batch).await {
-            Ok(()) => self.state.written = Some((row, now)),
+            Ok(()) => self.state.written = Some(row),
             Err(error) => tracing::warn!(%error, "cannot write the Node's status"),
         }
     }

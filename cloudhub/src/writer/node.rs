@@ -12,6 +12,7 @@ use tokio::sync::Notify;
 use tokio::task::{JoinError, JoinSet};
 use tokio::time::Instant;
 
+use super::heartbeat::{self, Heartbeat, stamp};
 use super::{Writer, diff, micro_timestamp, timestamp};
 use crate::kube_api::{ApiError, As, Send};
 use crate::packed::Packed;
@@ -81,6 +82,7 @@ struct Task {
     /// What could not be written, by a pod's uid or [`NODE`], and when it is tried again.
     retries: HashMap<String, Instant>,
     lease_at: Instant,
+    heartbeat: Heartbeat,
     /// Why the node is back, judged once by what the API said of it before this session.
     connected: Option<Packed>,
     /// An event says so, still to be made.
@@ -112,6 +114,7 @@ pub(super) async fn run(writer: Writer, node: String, task: u64) {
         writing: HashSet::new(),
         retries: HashMap::new(),
         lease_at,
+        heartbeat: Heartbeat::new(),
         connected: None,
         announce: false,
         runtime_down: false,
@@ -152,7 +155,8 @@ impl Task {
         // On the heap, for as long as there is something to do: this task waits nearly always.
         let result = Box::pin(async {
             self.renew_lease().await?;
-            self.write_node().await
+            self.write_node().await?;
+            self.beat().await
         });
         if let Err(error) = result.await {
             self.failed(NODE, &error);
@@ -255,6 +259,15 @@ impl Task {
         Ok(())
     }
 
+    /// After the status: what it says stands in the API.
+    async fn beat(&mut self) -> Result<(), ApiError> {
+        if self.heartbeat.is_due() {
+            heartbeat::tell(&self.writer, &self.node).await?;
+            self.heartbeat.told();
+        }
+        Ok(())
+    }
+
     async fn write_status(&mut self, mut status: Value, node: &Value) -> Result<(), ApiError> {
         stamp(&mut status, &node["status"]);
         let path = format!("/api/v1/nodes/{}/status", self.node);
@@ -265,6 +278,7 @@ impl Task {
             .call(As::Node(&self.node), Method::PATCH, &path, Send::Strategic(&patch))
             .await?;
         self.wrote(NODE, &result["status"]);
+        self.heartbeat.told();
         Ok(())
     }
 
@@ -424,11 +438,11 @@ async fn write_pod(writer: &Writer, node: &str, pod: &PodRef, status: Value) -> 
     }
 }
 
-fn condition<'a>(node: &'a Value, kind: &str) -> &'a Value {
+pub(super) fn condition<'a>(node: &'a Value, kind: &str) -> &'a Value {
     condition_in(&node["status"], kind)
 }
 
-fn condition_in<'a>(status: &'a Value, kind: &str) -> &'a Value {
+pub(super) fn condition_in<'a>(status: &'a Value, kind: &str) -> &'a Value {
     let conditions = status["conditions"].as_array();
     conditions
         .and_then(|all| all.iter().find(|c| c["type"] == kind))
@@ -500,23 +514,6 @@ pub fn fuzz(report: &Value, actual: &Value) -> Value {
     );
     stamp(&mut status, actual);
     status
-}
-
-/// Gives conditions their times: when looked at, and when changed.
-fn stamp(status: &mut Value, actual: &Value) {
-    let now = timestamp(SystemTime::now());
-    let known = json!({"status": actual});
-    for new in status["conditions"].as_array_mut().into_iter().flatten() {
-        let kind = new["type"].as_str().unwrap_or_default().to_owned();
-        let old = condition(&known, &kind);
-        let since = if old["status"] == new["status"] {
-            old["lastTransitionTime"].clone()
-        } else {
-            Value::Null
-        };
-        new["lastHeartbeatTime"] = now.clone().into();
-        new["lastTransitionTime"] = if since.is_null() { now.clone().into() } else { since };
-    }
 }
 
 /// Says in the API why a node is away.

@@ -1,6 +1,6 @@
 //! The times of a Node's conditions: when they were looked at last, and since when they are as they are.
 //!
-//! kubelet says every five minutes that it has looked, with nothing new (nodeStatusReportFrequency). A robot does not send that, which would be half of what
+//! kubelet says every five minutes that it has looked, with nothing new (nodeStatusReportFrequency). A robot does not send that, which would be a third of what
 //! an idle one costs: while its session answers, and it says nothing else, what it reported holds, and the hub says so for it.
 
 use std::time::{Duration, SystemTime};

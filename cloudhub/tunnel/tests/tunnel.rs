@@ -252,6 +252,34 @@ fn what_is_expedited_passes_bulk() {
 }
 
 #[test]
+fn a_connection_that_fills_the_queue_is_marked_where_it_understands_that_and_else_loses_a_packet() {
+    for ecn in ["1", "0"] {
+        isolated(async || {
+            let machines = Machines::new(1, 1500);
+            machines.slow_down(0, "5mbit");
+            let set = || std::fs::write("/proc/sys/net/ipv4/tcp_ecn", ecn).unwrap();
+            set();
+            machines.at_hub(set);
+            let mut tunnel = Tunnel::new(machines, 1).await;
+            let session = tunnel.session().await;
+            let (mut ours, mut theirs) = connect(&tunnel, 0).await;
+            let since = Instant::now();
+            soon("all bytes", transfer(&mut ours, &mut theirs, &some(5_000_000))).await;
+            let stats = session.stats();
+            println!(
+                "tcp_ecn {ecn}: 5 MB at 5 Mbit/s took {:?}; {} marked, {} dropped early, {} at the queue's end",
+                since.elapsed(),
+                stats.packets_marked,
+                stats.packets_dropped_early,
+                stats.packets_overflowed
+            );
+            let [marked, dropped] = [stats.packets_marked, stats.packets_dropped_early].map(|count| count > 0);
+            assert_eq!([marked, dropped], [ecn == "1", ecn == "0"]);
+        });
+    }
+}
+
+#[test]
 fn a_transfer_goes_on_when_an_uplink_dies() {
     isolated(async || {
         let mut tunnel = Tunnel::new(Machines::new(2, 1500), 2).await;

@@ -11,6 +11,8 @@ use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 
+use crate::ip::checksum::Sum;
+
 /// What a window shrinks by must have waited here, or the paths run dry: CUBIC's 0.3 of a window, at round trips of 150 ms.
 const TARGET: Duration = Duration::from_millis(65);
 /// In so long a sender has answered.
@@ -47,13 +49,9 @@ pub(crate) fn mark(packet: &Bytes) -> Option<Bytes> {
         (4, 20..) if packet[1] & CE != 0 => {
             let mut marked = BytesMut::from(&packet[..]);
             marked[1] |= CE;
-            // RFC 1624 §3, eqn. 3: one word changes.
-            let [old, new] = [packet[1], marked[1]].map(|tos| u16::from_be_bytes([packet[0], tos]));
-            let sum = !u16::from_be_bytes([packet[10], packet[11]]);
-            let sum = u32::from(sum) + u32::from(!old) + u32::from(new);
-            let sum = (sum & 0xffff) + (sum >> 16);
-            let sum = !((sum & 0xffff) + (sum >> 16)) as u16;
-            marked[10..12].copy_from_slice(&sum.to_be_bytes());
+            // RFC 1624 §3, eqn. 3: of the old sum and the one word that changes.
+            let words = [!packet[10], !packet[11], !packet[0], !packet[1], marked[0], marked[1]];
+            marked[10..12].copy_from_slice(&Sum::default().bytes(&words).checksum());
             Some(marked.freeze())
         }
         (6, 40..) if packet[1] >> 4 & CE != 0 => {
@@ -68,7 +66,6 @@ pub(crate) fn mark(packet: &Bytes) -> Option<Bytes> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ip::checksum::Sum;
 
     #[test]
     fn a_queue_that_stands_tells_so_once_in_an_interval_and_one_that_empties_does_not() {

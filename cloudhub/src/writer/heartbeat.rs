@@ -5,14 +5,13 @@
 
 use std::time::{Duration, SystemTime};
 
-use http::Method;
 use rand::Rng as _;
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
-use super::node::{condition, condition_in};
+use super::node::{condition, condition_in, patch_status};
 use super::{Writer, timestamp};
-use crate::kube_api::{ApiError, As, Send};
+use crate::kube_api::ApiError;
 
 /// kubelet's nodeStatusReportFrequency; here up to a fifth sooner.
 const EVERY: Duration = Duration::from_secs(300);
@@ -43,11 +42,7 @@ pub(super) async fn tell(writer: &Writer, node: &str) -> Result<(), ApiError> {
         return Ok(());
     };
     let patch = looked_at(&report.value(), &actual.object.value(), &timestamp(SystemTime::now()));
-    let path = format!("/api/v1/nodes/{node}/status");
-    let answer = writer
-        .api
-        .call(As::Node(node), Method::PATCH, &path, Send::Strategic(&patch));
-    answer.await.map(drop)
+    patch_status(writer, node, &patch).await.map(drop)
 }
 
 /// The strategic merge patch: of the conditions that both the report and the Node have, and of the hub's own. Other writers' are left alone.

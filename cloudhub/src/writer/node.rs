@@ -270,13 +270,7 @@ impl Task {
 
     async fn write_status(&mut self, mut status: Value, node: &Value) -> Result<(), ApiError> {
         stamp(&mut status, &node["status"]);
-        let path = format!("/api/v1/nodes/{}/status", self.node);
-        let patch = json!({"status": status});
-        let result = self
-            .writer
-            .api
-            .call(As::Node(&self.node), Method::PATCH, &path, Send::Strategic(&patch))
-            .await?;
+        let result = patch_status(&self.writer, &self.node, &json!({"status": status})).await?;
         self.wrote(NODE, &result["status"]);
         self.heartbeat.told();
         Ok(())
@@ -516,6 +510,15 @@ pub fn fuzz(report: &Value, actual: &Value) -> Value {
     status
 }
 
+/// A strategic merge patch of a Node's status, as the node; what the API made of it.
+pub(super) async fn patch_status(writer: &Writer, node: &str, patch: &Value) -> Result<Value, ApiError> {
+    let path = format!("/api/v1/nodes/{node}/status");
+    writer
+        .api
+        .call(As::Node(node), Method::PATCH, &path, Send::Strategic(patch))
+        .await
+}
+
 /// Says in the API why a node is away.
 pub(super) async fn departed(writer: &Writer, node: &str, why: &Departure, at: SystemTime) {
     let (reason, message) = match why {
@@ -536,18 +539,13 @@ pub(super) async fn departed(writer: &Writer, node: &str, why: &Departure, at: S
         .map(|c| c["lastTransitionTime"].clone());
     let condition = json!({"type": "EdgeConnected", "status": "False", "reason": reason, "message": message,
                            "lastHeartbeatTime": time, "lastTransitionTime": since.unwrap_or_else(|| time.clone().into())});
-    let path = format!("/api/v1/nodes/{node}/status");
     let patch = json!({"status": {"conditions": [condition]}});
     for _ in 0..DEPARTED_TRIES {
         let turn = writer.departures.acquire().await;
         if writer.is_present(node) {
             return; // It is back already; its session says so.
         }
-        match writer
-            .api
-            .call(As::Node(node), Method::PATCH, &path, Send::Strategic(&patch))
-            .await
-        {
+        match patch_status(writer, node, &patch).await {
             Ok(_) => break,
             Err(error) => tracing::warn!(node, reason, %error, "could not write that the node is away; trying again"),
         }
